@@ -1,0 +1,1 @@
+"""Adapters, their immutable versions, and the aliases clients call."""

@@ -1,0 +1,1 @@
+"""All that knows an inference engine: drivers, launching, the fleet, the reconciler."""

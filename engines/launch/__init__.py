@@ -1,0 +1,1 @@
+"""How a local engine is started: a file for each kind."""

@@ -1,0 +1,1 @@
+"""The fine-tuning service: files, datasets, jobs, trainers, evaluation."""

@@ -1,0 +1,1 @@
+"""The control plane API: FastAPI, a router a resource."""

@@ -1,0 +1,1 @@
+"""The data plane: one HTTP protocol, bytes passed through."""

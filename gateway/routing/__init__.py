@@ -1,0 +1,1 @@
+"""Where a replica is chosen: a policy a file."""

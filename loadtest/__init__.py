@@ -1,0 +1,1 @@
+"""Load tests, the engine simulator and the benchmarks."""
