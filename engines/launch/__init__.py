@@ -1,1 +1,1 @@
-"""How a local engine is started: a file for each kind."""
+"""How a local engine is started: a file an engine and device, one process class for all."""
