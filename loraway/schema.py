@@ -261,6 +261,8 @@ jobs = Table(
     #: step, total_steps, loss, ... as last reported
     Column("progress", JSON, nullable=True),
     Column("metrics", JSON, nullable=True),
+    #: Concrete values; the request may say "auto".
+    Column("hyperparameters", JSON, nullable=True),
     Column("cancel_requested", Boolean, nullable=False, default=False),
     _time("created_at"),
     _time("started_at", nullable=True),
