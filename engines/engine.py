@@ -21,6 +21,8 @@ class EngineLoad:
     waiting: int
     #: Used part of the KV cache, 0 to 1.
     kv_cache_usage: float
+    #: Adapters that requests run on now, by engine name; empty where the engine does not say (SGLang).
+    running_adapters: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Generation:
     logprobs: tuple[float, ...]
     #: The `model` that the engine says has answered.
     model: str
+    #: The text of each token, as long as `logprobs`.
+    tokens: tuple[str, ...] = ()
 
 
 class Engine(Protocol):

@@ -21,6 +21,7 @@
     |  |- NoReplicaReady                503 no_replica_ready
     |  |- AdapterNotLoaded              503 adapter_not_loaded
     |  `- EngineUnreachable             503 engine_unreachable
+    |     `- EngineSilent               503 engine_unreachable
     `- UpstreamTimedOut                 504 upstream_timeout
 
 Each class knows its HTTP status and its code in OpenAI's error shape (API reference, "Error codes");
@@ -206,6 +207,10 @@ class EngineUnreachable(Unavailable):
     """The engine cannot be reached."""
 
     code = "engine_unreachable"
+
+
+class EngineSilent(EngineUnreachable):
+    """The engine was reached but did not answer in time."""
 
 
 class UpstreamTimedOut(LorawayError):
