@@ -13,7 +13,7 @@ import httpx
 
 from engines.engine import wire_model
 from engines.launch.catalogue import command_for
-from engines.launch.launcher import LaunchSpec
+from engines.launch.launcher import Command, LaunchSpec
 from loraway.errors import EngineUnreachable
 
 _TETHER = Path(__file__).with_name("tether.py")
@@ -30,8 +30,10 @@ class EngineProcess:
     killed when the thread that called `start` ends (see `tether.py`): start it from a thread that stays.
     """
 
-    def __init__(self, spec: LaunchSpec) -> None:
+    def __init__(self, spec: LaunchSpec, command: Command | None = None) -> None:
+        """`command` takes the place of the one that the launcher for this kind and device makes."""
         self.spec = spec
+        self._command = command or command_for(spec)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -112,12 +114,11 @@ class EngineProcess:
         return self._process
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        command = command_for(self.spec)
         tether = (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()))
         with self.spec.log_path.open("ab") as log:
             return subprocess.Popen(
-                (*tether, *command.arguments),
-                env={**os.environ, **command.environment, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
+                (*tether, *self._command.arguments),
+                env={**os.environ, **self._command.environment, "PYTHONSAFEPATH": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

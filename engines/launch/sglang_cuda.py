@@ -36,6 +36,7 @@ def common_arguments(spec: LaunchSpec) -> tuple[str, ...]:
         *("--dtype", spec.dtype),
         *("--context-length", str(spec.max_model_len)),
         "--enable-metrics",
+        *("--log-level-http", "warning"),
         # Without it the scheduler spins a core while there is nothing to do.
         "--sleep-on-idle",
         "--enable-lora",
