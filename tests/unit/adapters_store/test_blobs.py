@@ -1,0 +1,75 @@
+"""Blobs and folders are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters_store.blobs import LocalBlobStore, commit_folder, is_staging, staged_folder
+
+
+def test_a_blob_is_found_by_the_hash_of_its_bytes(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path / "blobs")
+    staged = store.stage([b"ab", b"", b"c"])
+    assert staged.size_bytes == 3
+
+    sha256 = store.commit(staged)
+
+    assert sha256 == hashlib.sha256(b"abc").hexdigest()
+    with store.open(sha256) as file:
+        assert file.read() == b"abc"
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    assert store.put_file(source) == sha256
+    store.delete(sha256)
+    store.delete(sha256)
+    with pytest.raises(FileNotFoundError):
+        store.open(sha256)
+
+
+def test_a_stream_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"abc"
+        raise ConnectionResetError
+
+    store = LocalBlobStore(tmp_path / "blobs")
+    with pytest.raises(ConnectionResetError):
+        store.stage(broken())
+    assert list((tmp_path / "blobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", "A" * 64, "a" * 63, "a" * 65])
+def test_nothing_but_a_hash_becomes_a_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="not a sha256"):
+        LocalBlobStore(tmp_path).path(name)
+
+
+def test_a_folder_appears_whole_and_is_never_overwritten(tmp_path: Path) -> None:
+    source, destination = tmp_path / "source", tmp_path / "store" / "version"
+    source.mkdir()
+    (source / "a.json").write_text("1")
+
+    commit_folder(source, destination)
+    (source / "a.json").write_text("2")
+    with pytest.raises(FileExistsError):
+        commit_folder(source, destination)
+
+    assert (destination / "a.json").read_text() == "1"
+    assert [path.name for path in destination.parent.iterdir()] == ["version"]
+
+
+def test_a_folder_that_cannot_be_copied_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        commit_folder(source, tmp_path / "store" / "version")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_staged_folder_is_marked_as_one_and_removed_when_unused(tmp_path: Path) -> None:
+    with staged_folder(tmp_path) as staging:
+        assert is_staging(staging) and staging.is_dir()
+    assert not staging.exists()
