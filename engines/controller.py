@@ -183,6 +183,7 @@ async def serve(settings: Settings) -> None:
 
 def run(settings: Settings) -> None:
     """The process's whole life."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request, and we read health often
     asyncio.run(serve(settings))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import cast
 
 from engines.engine import Engine, EngineKind
 from engines.openai import OpenAIEngine
@@ -25,10 +25,9 @@ def driver_for(kind: EngineKind, url: str, api_key: str | None, base_model: str)
 
 def parse_engine_url(text: str) -> tuple[EngineKind, str]:
     """Kind and URL of a setting such as `sglang=http://127.0.0.1:9001`; without a kind it is vLLM."""
-    head, separator, url = text.partition("=")
-    for kind in get_args(EngineKind):
-        if separator and head == kind:
-            return kind, url.rstrip("/")
-    if not text.startswith(("http://", "https://")):
+    head, separator, rest = text.partition("=")
+    has_kind = separator == "=" and head in _DRIVERS
+    url = (rest if has_kind else text).rstrip("/")
+    if not url.startswith(("http://", "https://")):
         raise InvalidRequest(f"'{text}' is no engine: write KIND=URL with one of {', '.join(_DRIVERS)}.")
-    return "vllm", text.rstrip("/")
+    return (cast(EngineKind, head) if has_kind else "vllm"), url

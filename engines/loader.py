@@ -6,14 +6,15 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from adapters_store.version import Version
 from engines.fleet import Fleet, Replica
-from engines.plan import Importance, Loaded, Wanted, plan_room
+from engines.plan import Importance, Loaded, Plan, Wanted, plan_convergence, plan_room
 from engines.proof import Proof, prove
 from loraway.errors import AdapterNotLoaded, EngineMismatch, EngineUnreachable, LorawayError
+from loraway.ids import VersionId
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 _OUR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}@\d+\.[0-9a-z]{6}")
 #: How long a load waits for the unload that makes its room.
 _ROOM_SECONDS = 30.0
+#: How long a converging replica waits for an unload that nobody waits for.
+_UNHURRIED_SECONDS = 1.0
 _RETRY_SECONDS = 5
 
 
@@ -109,33 +112,43 @@ class Loader:
             for engine_name in engine_names:
                 await self._take_off(replica, engine_name, wait_seconds)
 
-    async def picture(self, replica: Replica) -> list[Loaded]:
+    async def make_way(self, replica: Replica, wanted: Collection[Wanted], spare_slots: int) -> Plan:
+        """Unload what may not stay, and what must go for what is wanted; returns the plan it followed."""
+        async with replica.lock:
+            plan = plan_convergence(wanted, await self._picture(replica), replica.slots, spare_slots)
+            for engine_name in plan.unload:
+                await self._take_off(replica, engine_name, _UNHURRIED_SECONDS)
+            return plan
+
+    async def _picture(self, replica: Replica) -> list[Loaded]:
         """What the replica holds, with what the database knows of it."""
-        ours = await asyncio.to_thread(self._fleet.rows.versions_named, replica.loaded)
+        names = list(replica.loaded)
+        ours = await asyncio.to_thread(self._fleet.rows.versions_named, names)
         aliased = await self._fleet.wanted(replica.base_model)
-        loaded = []
-        for engine_name in replica.loaded:
-            version_id = ours.get(engine_name)
-            if version_id is None:
-                importance = Importance.RETIRED
-                is_held = _OUR_NAME.fullmatch(engine_name) is None
-            else:
-                wanted = aliased.get(version_id)
-                importance = wanted.importance if wanted is not None else Importance.BY_NAME
-                is_held = self._fleet.is_held(engine_name)
-            residency = replica.residencies.get(version_id) if version_id is not None else None
-            loaded.append(
-                Loaded(
-                    engine_name,
-                    importance,
-                    used_at=residency.used_at if residency is not None else 0.0,
-                    is_held=is_held or engine_name in replica.unloads,
-                )
-            )
-        return loaded
+        return [self._as_loaded(replica, name, ours.get(name), aliased) for name in names]
+
+    def _as_loaded(
+        self,
+        replica: Replica,
+        engine_name: str,
+        version_id: VersionId | None,
+        aliased: Mapping[VersionId, Wanted],
+    ) -> Loaded:
+        is_held = self._fleet.is_held(engine_name) or engine_name in replica.unloads
+        if version_id is None:
+            is_foreign = _OUR_NAME.fullmatch(engine_name) is None
+            return Loaded(engine_name, Importance.RETIRED, is_held=is_held or is_foreign)
+        wanted = aliased.get(version_id)
+        residency = replica.residencies.get(version_id)
+        return Loaded(
+            engine_name,
+            importance=wanted.importance if wanted is not None else Importance.BY_NAME,
+            used_at=residency.used_at if residency is not None else 0.0,
+            is_held=is_held,
+        )
 
     async def _make_room(self, replica: Replica, wanted: Wanted, *, is_asked_for: bool) -> None:
-        plan = plan_room(wanted, await self.picture(replica), replica.slots, is_asked_for=is_asked_for)
+        plan = plan_room(wanted, await self._picture(replica), replica.slots, is_asked_for=is_asked_for)
         if plan is None:
             raise AdapterNotLoaded(
                 f"The engine at {replica.engine.url} has no room for {wanted.engine_name}: its "

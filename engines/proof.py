@@ -7,6 +7,7 @@ served adapter must repeat the reference answers that the trainer took from the 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,10 +91,11 @@ async def prove(
 def compare(reference: ReferenceGeneration, served: Generation, tolerance: float) -> Agreement:
     """How a served answer agrees with its reference, token by token.
 
-    The texts may part only at a near tie, where both tokens' logprobs agree within the tolerance; nothing
-    after it is compared. An end token counts as a token, where both sides have it. That the adapter differs
-    from the base as the trained one does follows from agreement, because the reference's distance from the
-    base is known. Raises `EngineMismatch`.
+    The texts must be equal, but for a near tie: two tokens that are equally likely, so neither more likely
+    than a half, after tokens that tell the adapter from the base model already. Nothing after a near tie is
+    compared. An end token counts as a token, where both sides have it. That the adapter differs from the base
+    as the trained one does follows from agreement, because the reference's distance from the base is known.
+    Raises `EngineMismatch`.
     """
     parts_at = _first_other_token(reference.text, served)
     count = min(len(reference.logprobs), len(served.logprobs))
@@ -101,18 +103,29 @@ def compare(reference: ReferenceGeneration, served: Generation, tolerance: float
     for index in range(compared):
         if not abs(served.logprobs[index] - reference.logprobs[index]) <= tolerance:  # NaN fails, too
             raise EngineMismatch(_describe(reference, served, index, tolerance))
-    if compared == 0 or (parts_at is not None and parts_at >= count):
+    is_near_tie = (
+        parts_at is not None
+        and parts_at < count
+        and max(served.logprobs[parts_at], reference.logprobs[parts_at]) <= math.log(0.5) + tolerance
+        and _distance(reference.logprobs, reference.base_logprobs, parts_at) > 2 * tolerance
+    )
+    if compared == 0 or (parts_at is not None and not is_near_tie):
         raise EngineMismatch(
-            f"{count} tokens agree, then the answer is {_shown(served.text)} with {len(served.logprobs)} "
-            f"tokens, expected {_shown(reference.text)} with {len(reference.logprobs)}."
+            f"Token {parts_at + 1 if parts_at is not None else 1} differs: the answer is "
+            f"{_shown(served.text)} with {len(served.logprobs)} tokens, expected {_shown(reference.text)} "
+            f"with {len(reference.logprobs)}."
         )
-    pairs = zip(served.logprobs, reference.logprobs, range(compared), strict=False)
-    of_base = zip(reference.logprobs, reference.base_logprobs, range(compared), strict=False)
     return Agreement(
         tokens=compared,
-        largest_difference=max(abs(got - expected) for got, expected, _ in pairs),
-        distance_from_base=max((abs(ours - base) for ours, base, _ in of_base), default=0.0),
+        largest_difference=_distance(served.logprobs, reference.logprobs, compared),
+        distance_from_base=_distance(reference.logprobs, reference.base_logprobs, compared),
     )
+
+
+def _distance(ours: Sequence[float], theirs: Sequence[float], tokens: int) -> float:
+    """The largest difference over the first so many tokens."""
+    pairs = zip(ours[:tokens], theirs[:tokens], strict=False)
+    return max((abs(one - other) for one, other in pairs), default=0.0)
 
 
 def _first_other_token(text: str, served: Generation) -> int | None:

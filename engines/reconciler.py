@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapters_store.registry import Registry
 from engines.fleet import Fleet, Replica
 from engines.loader import Loader
-from engines.plan import Wanted, plan_convergence
+from engines.plan import Wanted
 from loraway.errors import LorawayError
 from loraway.ids import ReplicaId, VersionId
 
@@ -21,7 +22,6 @@ _log = logging.getLogger(__name__)
 
 #: References proved again after a restart: one tells the adapter from the base model and from others.
 _REFERENCES = 1
-_UNLOAD_WAIT_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 
 
@@ -49,10 +49,9 @@ class Reconciler:
         wanted = await self._fleet.wanted(replica.base_model)
         # SGLang's unload waits for running requests and all loads wait behind it: do it before it is needed.
         spare = 1 if replica.engine.kind == "sglang" and replica.slots > 1 else 0
-        loaded = await self._loader.picture(replica)
-        plan = plan_convergence(wanted.values(), loaded, replica.slots, spare)
-        if plan.unload:
-            await self._loader.take_off(replica, plan.unload, _UNLOAD_WAIT_SECONDS)
+        if _is_settled(replica, wanted, spare):
+            return
+        plan = await self._loader.make_way(replica, wanted.values(), spare)
         for version_id, wish in wanted.items():
             is_planned = wish.engine_name in replica.loaded or wish.engine_name in plan.load
             if is_planned and version_id not in replica.residencies:
@@ -75,3 +74,13 @@ class Reconciler:
             return
         self._pauses.pop(key, None)
         _log.info("%s is loaded on %s (%.2f s)", wish.engine_name, replica.engine.url, report.load_seconds)
+
+
+def _is_settled(replica: Replica, wanted: Mapping[VersionId, Wanted], spare_slots: int) -> bool:
+    """Everything wanted serves, nothing else is loaded than what serves, and there is room to spare."""
+    serving = {residency.engine_name for residency in replica.residencies.values()}
+    return (
+        wanted.keys() <= replica.residencies.keys()
+        and replica.loaded.keys() <= serving
+        and len(replica.loaded) <= replica.slots - spare_slots
+    )

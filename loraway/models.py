@@ -44,3 +44,11 @@ def chat_template(folder: Path) -> str:
 def template_sha256(folder: Path) -> str:
     """The sha256 of the chat template, in hex: equal hashes mean training and serving see the same prompt."""
     return hashlib.sha256(chat_template(folder).encode("utf-8")).hexdigest()
+
+
+def base_revision(folder: Path) -> str:
+    """The sha256 of config.json and of the weight files' names and sizes, in hex; cheap to compute."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for weights in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{weights.name} {weights.stat().st_size}\n".encode())
+    return digest.hexdigest()
