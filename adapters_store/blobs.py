@@ -1,7 +1,8 @@
 """Bytes on disk that are either whole or not there.
 
 Everything is written beside its place, flushed to the disk, and renamed: after a crash at any moment a blob
-or a folder is complete under its name, or there is only a leftover whose name begins with `.staging-`.
+or a folder is complete under its name, or there is only a leftover whose name begins with `.staging-`, which
+a later write removes.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 _STAGING = ".staging-"
 _CHUNK_BYTES = 1 << 20
+#: A leftover untouched for this long belongs to no write under way.
+_LEFTOVER_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class LocalBlobStore:
 
     def stage(self, chunks: Iterable[bytes]) -> StagedBlob:
         self._root.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(self._root)
         path = self._root / f"{_STAGING}{uuid.uuid4().hex}"
         digest, size_bytes = hashlib.sha256(), 0
         try:
@@ -131,6 +136,7 @@ def commit_folder(source: Path, destination: Path) -> None:
 def staged_folder(parent: Path) -> Iterator[Path]:
     """A new folder below `parent` to fill and `publish_folder`; removed when that does not happen."""
     parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(parent)
     staging = parent / f"{_STAGING}{uuid.uuid4().hex}"
     staging.mkdir()
     try:
@@ -175,9 +181,16 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_staging(path: Path) -> bool:
-    """Whether this is a leftover of a write that never ended, or one under way."""
-    return path.name.startswith(_STAGING)
+def _remove_leftovers(parent: Path) -> None:
+    oldest = time.time() - _LEFTOVER_SECONDS
+    for path in parent.glob(f"{_STAGING}*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if path.stat().st_mtime >= oldest:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _flush_to_disk(file: BinaryIO) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from adapters_store.blobs import LocalBlobStore, commit_folder, is_staging, staged_folder
+from adapters_store.blobs import LocalBlobStore, commit_folder, staged_folder
 
 
 def test_a_blob_is_found_by_the_hash_of_its_bytes(tmp_path: Path) -> None:
@@ -69,7 +70,22 @@ def test_a_folder_that_cannot_be_copied_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_a_staged_folder_is_marked_as_one_and_removed_when_unused(tmp_path: Path) -> None:
+def test_a_staged_folder_is_removed_when_it_was_not_used(tmp_path: Path) -> None:
     with staged_folder(tmp_path) as staging:
-        assert is_staging(staging) and staging.is_dir()
+        assert staging.is_dir()
     assert not staging.exists()
+
+
+def test_what_a_crash_left_behind_is_removed_by_a_later_write_but_one_under_way_is_not(
+    tmp_path: Path,
+) -> None:
+    old_folder, old_file, young = (tmp_path / f".staging-{name}" for name in ("a", "b", "c"))
+    old_folder.mkdir()
+    old_file.touch()
+    young.touch()
+    for path in (old_folder, old_file):
+        os.utime(path, (0, 0))
+
+    LocalBlobStore(tmp_path).put_file(young)
+
+    assert young.exists() and not old_folder.exists() and not old_file.exists()
