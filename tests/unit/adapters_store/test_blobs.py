@@ -76,7 +76,7 @@ def test_a_staged_folder_is_removed_when_it_was_not_used(tmp_path: Path) -> None
     assert not staging.exists()
 
 
-def test_what_a_crash_left_behind_is_removed_by_a_later_write_but_one_under_way_is_not(
+def test_what_a_crash_left_is_removed_by_a_later_write_but_one_under_way_is_not(
     tmp_path: Path,
 ) -> None:
     old_folder, old_file, young = (tmp_path / f".staging-{name}" for name in ("a", "b", "c"))
