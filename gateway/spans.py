@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 #: Records waiting to become spans; more are dropped and counted.
 QUEUE_LIMIT: Final = 10_000
-_FLUSH_MILLISECONDS: Final = 5_000
+_FLUSH_MILLISECONDS: Final = 2_000
 _SCOPE: Final = InstrumentationScope("loraway.gateway", loraway.__version__)
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,14 +17,12 @@ from loadtest.benchmarks.gateway.contenders import (
     Contender,
     Missing,
     Place,
-    prepare_routers,
 )
 from loadtest.benchmarks.gateway.measure import measure_round, wait_until_ready
 from loadtest.benchmarks.gateway.processes import PinnedProcess, free_port
 from loadtest.benchmarks.gateway.report import ContenderResult, print_table, write_json
 
 LOAD_CORE: Final = 1
-_PINS: Final = Path("requirements/bench.txt")
 
 
 def main() -> int:
@@ -46,7 +43,7 @@ def main() -> int:
 async def _run(options: argparse.Namespace, work: Path, console: Console) -> dict[str, ContenderResult]:
     names = [name for name in STARTERS if not options.only or name in options.only]
     results = {name: ContenderResult(name) for name in names}
-    place = Place(free_port(), work, _routers_python(options, console))
+    place = Place(free_port(), work, options.environment / "bin" / "python")
     engine_command = [sys.executable, "-m", "loadtest.benchmarks.gateway.fake_engine", str(place.engine_port)]
     engine = PinnedProcess(engine_command, LOAD_CORE, work / "engine.log")
     running: list[Contender] = []
@@ -85,22 +82,13 @@ async def _round(
             result.rounds.append(await measure_round(contender, seconds, result.errors))
 
 
-def _routers_python(options: argparse.Namespace, console: Console) -> Path:
-    folder: Path = options.environment
-    try:
-        return prepare_routers(folder, _PINS)
-    except (OSError, subprocess.CalledProcessError) as error:
-        console.print(f"[yellow]The routers could not be installed: {error}")
-        return folder / "missing"
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-gateway", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; medians are reported")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each of a round's five loads")
     parser.add_argument("--quick", action="store_true", help="one round of half a second each")
     parser.add_argument("--only", action="append", choices=list(STARTERS), help="only this one (repeatable)")
-    parser.add_argument("--environment", type=Path, default=Path("build/bench-venv"))
+    parser.add_argument("--environment", type=Path, default=Path(".venv-bench"), help="has the routers")
     parser.add_argument("--output", type=Path, default=Path("build/bench/gateway.json"))
     options = parser.parse_args()
     if options.quick:

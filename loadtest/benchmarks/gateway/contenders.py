@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,23 +107,9 @@ STARTERS: Final[dict[str, Callable[[Place], Contender]]] = {
 }
 
 
-def prepare_routers(folder: Path, pins: Path) -> Path:
-    """The Python that has the routers; the environment is made once, and again when the pins change."""
-    python = folder / "bin" / "python"
-    installed = folder / "pins.txt"
-    if python.exists() and installed.exists() and installed.read_text() == pins.read_text():
-        return python
-    print(f"Installing the routers to compare with into {folder} (once) ...", flush=True)
-    venv.create(folder, with_pip=True, clear=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(pins)]
-    subprocess.run(command, check=True, stderr=subprocess.STDOUT)
-    installed.write_text(pins.read_text())
-    return python
-
-
 def _start_router(name: str, module: str, place: Place) -> Contender:
     if not place.routers_python.exists():
-        raise Missing(f"{name} could not be installed")
+        raise Missing(f"{place.routers_python} is not there; make bench-gateway installs it")
     port = free_port()
     command = [
         *(str(place.routers_python), "-m", module),

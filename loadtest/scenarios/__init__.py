@@ -1,0 +1,1 @@
+"""What the users of a load test do, a file a kind of user."""
