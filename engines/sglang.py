@@ -59,7 +59,8 @@ class SglangEngine:
         reason = reason_of(response)
         if "already loaded" in reason and (await self.loaded_adapters()).get(engine_name) == path:
             return
-        raise EngineRejected(f"The engine at {self.url} refused to load {engine_name}: {reason}")
+        shown = reason.replace(path, f"the folder of {engine_name}")
+        raise EngineRejected(f"The engine at {self.url} refused to load {engine_name}: {shown}")
 
     async def unload_adapter(self, engine_name: str) -> None:
         body = {"lora_name": engine_name}

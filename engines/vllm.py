@@ -52,7 +52,8 @@ class VllmEngine:
         if "has already been loaded" in reason and (await self.loaded_adapters()).get(engine_name) == path:
             return
         # A rank above the engine's limit is a 500 here, so the status says nothing.
-        raise EngineRejected(f"The engine at {self.url} refused to load {engine_name}: {reason}")
+        shown = reason.replace(path, f"the folder of {engine_name}")
+        raise EngineRejected(f"The engine at {self.url} refused to load {engine_name}: {shown}")
 
     async def unload_adapter(self, engine_name: str) -> None:
         body = {"lora_name": engine_name}
