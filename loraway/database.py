@@ -10,7 +10,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, select, text, update
+from sqlalchemy import Connection, Engine, Table, create_engine, event, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from loraway import schema
@@ -80,19 +80,21 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
 
 
-def insert_once(connection: Connection, table: Any, **values: Any) -> bool:
+def insert_once(connection: Connection, table: Table, **values: Any) -> bool:
     """Insert a row unless its key exists; True when it was inserted."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
-    return bool(connection.execute(statement).rowcount)
+    statement = _insert(connection, table).values(**values).on_conflict_do_nothing()
+    # Without the option the number of rows of an INSERT is not kept: it reads -1.
+    result = connection.execute(statement, execution_options={"preserve_rowcount": True})
+    return result.rowcount == 1
 
 
 def bump_revision(connection: Connection, name: str = ROUTING) -> None:
     """Tell the snapshots built on `name` to read again, once this transaction commits."""
     table = schema.revisions
-    moved = connection.execute(update(table).where(table.c.name == name).values(value=table.c.value + 1))
-    if moved.rowcount == 0:
-        insert_once(connection, table, name=name, value=1)
+    first = _insert(connection, table).values(name=name, value=1)
+    connection.execute(
+        first.on_conflict_do_update(index_elements=[table.c.name], set_={"value": table.c.value + 1})
+    )
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_notify('loraway_revision', :name)"), {"name": name})
 
@@ -102,6 +104,11 @@ def read_revision(connection: Connection, name: str = ROUTING) -> int:
     table = schema.revisions
     value = connection.execute(select(table.c.value).where(table.c.name == name)).scalar()
     return int(value or 0)
+
+
+def _insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that can say what to do when the key exists: each dialect has its own class."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
