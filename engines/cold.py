@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from adapters_store.registry import Registry
 from adapters_store.version import Version, VersionState
@@ -11,6 +12,8 @@ from engines.loader import Loader
 from engines.plan import Importance, rendezvous_order
 from loraway.errors import Conflict, LorawayError, NoReplicaReady
 from loraway.ids import ReplicaId, VersionId
+
+_log = logging.getLogger(__name__)
 
 _REFERENCES = 1
 _RETRY_SECONDS = 2
@@ -40,15 +43,18 @@ class ColdLoads:
 
     async def _fly(self, version_id: VersionId, flight: asyncio.Future[list[ReplicaId]]) -> None:
         try:
-            replicas = await self._load_somewhere(version_id)
+            flight.set_result(await self._load_somewhere(version_id))
         except LorawayError as error:
             flight.set_exception(error)
-            flight.exception()  # seen, even when every caller has gone
-        else:
-            flight.set_result(replicas)
+        except Exception:  # noqa: BLE001 - the task's outermost edge: one fault must not end the controller
+            _log.exception("loading %s", version_id)
+            flight.set_exception(LorawayError())
         finally:
             del self._flights[version_id]
-            flight.cancel()  # does nothing when there is an outcome; without one the callers must not wait
+            if not flight.done():
+                flight.cancel()  # the controller stops
+            elif not flight.cancelled():
+                flight.exception()  # seen, even when every caller has gone
 
     async def _load_somewhere(self, version_id: VersionId) -> list[ReplicaId]:
         version = await asyncio.to_thread(self._registry.version, version_id)

@@ -5,7 +5,8 @@ Shared by the drivers; knows no dialect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -85,11 +86,13 @@ async def list_models(connection: EngineConnection, base_model: str) -> dict[str
             f"The engine at {connection.url} answered {response.status_code} to /v1/models: "
             f"{reason_of(response)}"
         )
-    cards = response.json()["data"]
-    if not any(card["id"] == base_model for card in cards):
-        served = ", ".join(str(card["id"]) for card in cards if not card.get("parent"))
-        raise EngineMismatch(f"The engine at {connection.url} serves {served}, not {base_model}.")
-    return {card["id"]: card["root"] for card in cards if card.get("parent")}
+    with understood(connection.url, "/v1/models"):
+        cards = response.json()["data"]
+        adapters = {str(card["id"]): str(card["root"]) for card in cards if card.get("parent")}
+        bases = [str(card["id"]) for card in cards if not card.get("parent")]
+    if base_model not in bases:
+        raise EngineMismatch(f"The engine at {connection.url} serves {', '.join(bases)}, not {base_model}.")
+    return adapters
 
 
 async def chat_greedily(
@@ -112,15 +115,27 @@ async def chat_greedily(
             f"The engine at {connection.url} answered {response.status_code} to a generation by {model}: "
             f"{reason_of(response)}"
         )
-    answer = response.json()
-    choice = answer["choices"][0]
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    return Generation(
-        text=choice["message"]["content"] or "",
-        logprobs=tuple(float(token["logprob"]) for token in tokens),
-        model=str(answer.get("model", "")),
-        tokens=tuple(str(token["token"]) for token in tokens),
-    )
+    with understood(connection.url, "a generation"):
+        answer = response.json()
+        choice = answer["choices"][0]
+        tokens = (choice.get("logprobs") or {}).get("content") or []
+        return Generation(
+            text=choice["message"]["content"] or "",
+            logprobs=tuple(float(token["logprob"]) for token in tokens),
+            model=str(answer.get("model", "")),
+            tokens=tuple(str(token["token"]) for token in tokens),
+        )
+
+
+@contextmanager
+def understood(url: str, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while an answer is read into `UpstreamFailed`: it is not what we know."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UpstreamFailed(
+            f"The engine at {url} gave an answer to {what} that cannot be understood."
+        ) from error
 
 
 def parse_prometheus(text: str) -> list[tuple[str, dict[str, str], float]]:

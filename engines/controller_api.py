@@ -19,6 +19,9 @@ from engines.fleet import Fleet
 from loraway.errors import AuthenticationFailed, LorawayError, error_body
 from loraway.ids import ReplicaId, VersionId
 
+#: When an error that passes does not say when to try again.
+_RETRY_SECONDS = 2
+
 
 def create_controller_api(
     internal_key: str,
@@ -61,6 +64,6 @@ def create_controller_api(
 async def _answer(_: Request, error: Exception) -> Response:
     assert isinstance(error, LorawayError)
     headers = {}
-    if error.retry_after_seconds is not None:
-        headers["retry-after"] = str(error.retry_after_seconds)
+    if error.status == 503:
+        headers["retry-after"] = str(error.retry_after_seconds or _RETRY_SECONDS)
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)

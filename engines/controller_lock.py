@@ -64,7 +64,9 @@ async def _advisory_lock(database: Database) -> AsyncIterator[None]:
             finally:
                 check.cancel()
     finally:
-        await asyncio.to_thread(connection.close)
+        # Back in the pool the session, and so the lock, would live on.
+        await asyncio.to_thread(connection.invalidate)
+        connection.close()
 
 
 def _connect(database: Database) -> Connection:

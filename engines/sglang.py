@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engines.connection import CHANGE_SECONDS, EngineConnection, chat_greedily, list_models, reason_of
+from engines.connection import (
+    CHANGE_SECONDS,
+    EngineConnection,
+    chat_greedily,
+    list_models,
+    reason_of,
+    understood,
+)
 from engines.engine import ChatMessage, EngineKind, EngineLoad, Generation, wire_model
-from loraway.errors import EngineRejected, EngineUnreachable, UpstreamFailed
+from loraway.errors import EngineMismatch, EngineRejected, EngineUnreachable, UpstreamFailed
 
 #: An unload waits for the adapter's running requests, so for as long as a request may take.
 _UNLOAD_SECONDS = 600.0
@@ -46,7 +53,8 @@ class SglangEngine:
         response = await self._connection.get("/v1/loads?include=core")
         if response.status_code != 200:
             raise UpstreamFailed(f"The engine at {self.url} answered {response.status_code} to /v1/loads.")
-        return parse_load(response.json())
+        with understood(self.url, "/v1/loads"):
+            return parse_load(response.json())
 
     async def loaded_adapters(self) -> dict[str, str]:
         return await list_models(self._connection, self.base_model)
@@ -54,8 +62,9 @@ class SglangEngine:
     async def load_adapter(self, engine_name: str, path: str) -> None:
         body = {"lora_name": engine_name, "lora_path": path}
         response = await self._connection.post("/load_lora_adapter", body, CHANGE_SECONDS)
-        if response.status_code == 200 and response.json().get("success"):
-            return
+        with understood(self.url, "a load"):
+            if response.status_code == 200 and response.json()["success"]:
+                return
         reason = reason_of(response)
         if "already loaded" in reason and (await self.loaded_adapters()).get(engine_name) == path:
             return
@@ -82,10 +91,17 @@ class SglangEngine:
 
 
 def parse_load(answer: dict[str, Any]) -> EngineLoad:
-    """The load in `/v1/loads`, summed over its schedulers."""
+    """The load in `/v1/loads`.
+
+    Raises `EngineMismatch` for a server of several schedulers: it spreads requests over them as it likes.
+    """
     loads = answer["loads"]
+    if len(loads) > 1:
+        raise EngineMismatch(f"It runs {len(loads)} engines behind one address; start each by itself.")
+    if not loads:
+        return EngineLoad(running=0, waiting=0, kv_cache_usage=0.0)  # its first figures are not written yet
     return EngineLoad(
-        running=sum(int(load["num_running_reqs"]) for load in loads),
-        waiting=sum(int(load["num_waiting_reqs"]) for load in loads),
-        kv_cache_usage=max((float(load["token_usage"]) for load in loads), default=0.0),
+        running=int(loads[0]["num_running_reqs"]),
+        waiting=int(loads[0]["num_waiting_reqs"]),
+        kv_cache_usage=float(loads[0]["token_usage"]),
     )

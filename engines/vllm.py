@@ -11,9 +11,10 @@ from engines.connection import (
     list_models,
     parse_prometheus,
     reason_of,
+    understood,
 )
 from engines.engine import ChatMessage, EngineKind, EngineLoad, Generation, wire_model
-from loraway.errors import EngineRejected, UpstreamFailed
+from loraway.errors import EngineMismatch, EngineRejected, UpstreamFailed
 
 _REQUESTS = "vllm:num_requests_"
 _CACHE = "vllm:kv_cache_usage_perc"
@@ -37,7 +38,8 @@ class VllmEngine:
         response = await self._connection.get("/metrics")
         if response.status_code != 200:
             raise UpstreamFailed(f"The engine at {self.url} answered {response.status_code} to /metrics.")
-        return parse_load(response.text)
+        with understood(self.url, "/metrics"):
+            return parse_load(response.text)
 
     async def loaded_adapters(self) -> dict[str, str]:
         return await list_models(self._connection, self.base_model)
@@ -74,16 +76,19 @@ class VllmEngine:
 
 
 def parse_load(metrics: str) -> EngineLoad:
-    """The load in vLLM's `/metrics`, summed over its engine cores.
+    """The load in vLLM's `/metrics`.
 
     `lora_requests_info` has the adapters as labels and the time as its value; old label sets stay, so the
-    newest one is what holds.
+    newest one is what holds. Raises `EngineMismatch` for a server of several engine cores: it spreads loads
+    and requests over them as it likes.
     """
     running = waiting = cache = newest = 0.0
+    cores: set[str] = set()
     adapters: frozenset[str] = frozenset()
     for name, labels, value in parse_prometheus(metrics):
         if name == _REQUESTS + "running":
             running += value
+            cores.add(labels.get("engine", ""))
         elif name == _REQUESTS + "waiting":
             waiting += value
         elif name == _CACHE:
@@ -91,4 +96,6 @@ def parse_load(metrics: str) -> EngineLoad:
         elif name == _ADAPTERS and value > newest:
             newest = value
             adapters = frozenset(filter(None, labels.get("running_lora_adapters", "").split(",")))
+    if len(cores) > 1:
+        raise EngineMismatch(f"It runs {len(cores)} engines behind one address; start each by itself.")
     return EngineLoad(int(running), int(waiting), cache, adapters if running else frozenset())

@@ -123,20 +123,21 @@ class Deployment:
         with self.database.read() as connection:
             return set(connection.execute(query).scalars())
 
-    def state(self, engine: SimulatedEngine) -> str:
+    def state(self, engine: SimulatedEngine) -> str | None:
+        """The replica's state as recorded; None before a controller has enrolled it."""
         with self.database.read() as connection:
             query = select(replicas.c.state).where(replicas.c.url == engine.url)
-            return str(connection.execute(query).scalar_one())
+            return connection.execute(query).scalar()
 
-    async def ask(self, engine: SimulatedEngine, version: Version) -> httpx.Response:
+    async def ask(self, engine: SimulatedEngine, version: Version, max_tokens: int = 8) -> httpx.Response:
         """A chat as the gateway would send it to this engine."""
         key = read_or_create_secret(self.settings, "engine")
         model = wire_model(engine.kind, BASE, version.engine_name)
-        async with httpx.AsyncClient(base_url=engine.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=SECONDS) as client:
             return await client.post(
                 "/v1/chat/completions",
                 headers={"authorization": f"Bearer {key}"},
-                json={"model": model, "messages": PROMPT, "max_tokens": 8},
+                json={"model": model, "messages": PROMPT, "max_tokens": max_tokens},
             )
 
     @asynccontextmanager

@@ -208,15 +208,24 @@ async def test_an_unload_that_waits_for_a_stream_keeps_no_load_waiting(
 ) -> None:
     """SGLang's unload waits for the adapter's running requests: it begins before the slot is needed."""
     async with (
-        SimulatedEngine("sglang", api_key=KEY, max_loaded_adapters=SLOTS, inter_token_seconds=0.05) as engine,
+        SimulatedEngine("sglang", api_key=KEY, max_loaded_adapters=SLOTS, inter_token_seconds=0.1) as engine,
         deploy(tmp_path, migrated, engine, slots=SLOTS) as deployment,
     ):
-        cold = [deployment.train(f"cold-{index}", references=[]) for index in range(3)]
-        for version in cold[:2]:
-            await deployment.client.load(version.version_id)
-        await deployment.client.load(cold[2].version_id)
-        await eventually(lambda: len(engine.replica.adapters.resident) == SLOTS - 1, "a slot is free again")
-        assert cold[2].engine_name in deployment.loaded(engine)
+        first, second, third = (deployment.train(f"cold-{index}", references=[]) for index in range(3))
+        await deployment.client.load(first.version_id)
+        stream = asyncio.create_task(deployment.ask(engine, first, max_tokens=40))
+        await eventually(lambda: engine.replica.running == 1, "a request runs on the first")
+
+        await deployment.client.load(second.version_id)
+        await deployment.client.load(third.version_id)
+
+        assert not stream.done()
+        assert {second.engine_name, third.engine_name} <= deployment.loaded(engine)
+        assert (await stream).status_code == 200
+        await eventually(
+            lambda: set(engine.replica.adapters.resident) == {second.engine_name, third.engine_name},
+            "the first is unloaded once its request has ended",
+        )
         assert engine.replica.adapters.evictions == 0
 
 

@@ -9,7 +9,7 @@ from engines import sglang, vllm
 from engines.connection import reason_of
 from engines.drivers import parse_engine_url
 from engines.engine import wire_model
-from loraway.errors import InvalidRequest
+from loraway.errors import EngineMismatch, InvalidRequest
 
 VLLM_METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -19,7 +19,7 @@ vllm:num_requests_waiting{engine="0",model_name="smollm2-135m"} 3.0
 vllm:num_requests_waiting_by_reason{engine="0",model_name="smollm2-135m",reason="capacity"} 3.0
 vllm:kv_cache_usage_perc{engine="0",model_name="smollm2-135m"} 0.25
 vllm:lora_requests_info{max_lora="4",running_lora_adapters="old@1.abcdef",waiting_lora_adapters=""} 1.7e+09
-vllm:lora_requests_info{max_lora="4",running_lora_adapters="a@1.abcdef,b@2.abcdef",waiting_lora_adapters="c"} 1.8e+09
+vllm:lora_requests_info{running_lora_adapters="a@1.abcdef,b@2.abcdef",waiting_lora_adapters="c"} 1.8e+09
 """
 
 
@@ -34,10 +34,21 @@ def test_vllm_adapters_of_an_idle_engine_are_not_running() -> None:
     assert vllm.parse_load(idle).running_adapters == frozenset()
 
 
-def test_sglang_load_is_summed_over_schedulers() -> None:
-    one = {"num_running_reqs": 1, "num_waiting_reqs": 2, "token_usage": 0.1}
-    load = sglang.parse_load({"loads": [one, {**one, "token_usage": 0.3}]})
-    assert (load.running, load.waiting, load.kv_cache_usage) == (2, 4, 0.3)
+SGLANG_LOAD = {"num_running_reqs": 1, "num_waiting_reqs": 2, "token_usage": 0.1}
+
+
+def test_sglang_load_is_its_schedulers() -> None:
+    load = sglang.parse_load({"loads": [SGLANG_LOAD]})
+    assert (load.running, load.waiting, load.kv_cache_usage) == (1, 2, 0.1)
+    assert sglang.parse_load({"loads": []}).running == 0
+
+
+def test_an_engine_that_is_data_parallel_inside_is_refused() -> None:
+    with pytest.raises(EngineMismatch, match="2 engines"):
+        sglang.parse_load({"loads": [SGLANG_LOAD, SGLANG_LOAD]})
+    second_core = VLLM_METRICS + 'vllm:num_requests_running{engine="1",model_name="smollm2-135m"} 0.0\n'
+    with pytest.raises(EngineMismatch, match="2 engines"):
+        vllm.parse_load(second_core)
 
 
 @pytest.mark.parametrize(
