@@ -190,3 +190,10 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """The effective settings of this process."""
     return Settings()
+
+
+def changed(settings: Settings, section: str, **values: object) -> Settings:
+    """A copy with these values of one section changed, checked like any other; None changes nothing."""
+    tree = getattr(settings, section)
+    given = {name: value for name, value in values.items() if value is not None}
+    return settings.model_copy(update={section: type(tree).model_validate(tree.model_dump() | given)})
