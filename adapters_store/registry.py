@@ -150,7 +150,8 @@ class Registry:
             if version is None or version.project_id != project_id:
                 raise NotFound(f"There is no version {version_id[:80]!r} in this project.")
             _refuse_base_model_name(connection, name)
-            before = rows.alias_by_name(connection, project_id, name, lock=True)
+            rows.lock_adapter(connection, version.adapter_id)  # one move at a time, the first one included
+            before = rows.alias_by_name(connection, project_id, name)
             if before is not None and before.version_id == version_id:
                 return before
             return _move(connection, before, name, version, reason)

@@ -144,12 +144,14 @@ def _summary(connection: Connection, row: Row[Any]) -> AdapterSummary:
     )
 
 
-def alias_by_name(
-    connection: Connection, project_id: ProjectId, name: str, *, lock: bool = False
-) -> Alias | None:
-    """The alias; with `lock`, nobody else moves it until this transaction ends."""
+def lock_adapter(connection: Connection, adapter_id: AdapterId) -> None:
+    """Make others that lock the same adapter wait until this transaction ends."""
+    connection.execute(select(adapters.c.id).where(adapters.c.id == adapter_id).with_for_update())
+
+
+def alias_by_name(connection: Connection, project_id: ProjectId, name: str) -> Alias | None:
     query = select(aliases).where(aliases.c.project_id == project_id, aliases.c.name == name)
-    row = connection.execute(query.with_for_update() if lock else query).first()
+    row = connection.execute(query).first()
     if row is None:
         return None
     previous = VersionId(row.previous_version_id) if row.previous_version_id is not None else None

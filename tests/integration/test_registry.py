@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from adapters_store.manifest import Manifest
 from adapters_store.registry import Registry
@@ -23,7 +23,7 @@ from adapters_store.version import RolloutState, Version, VersionState
 from loraway.database import Database, read_revision
 from loraway.errors import Conflict, EngineMismatch, InvalidRequest, NotFound
 from loraway.ids import ProjectId, RolloutId, VersionId
-from loraway.schema import base_models, projects
+from loraway.schema import alias_moves, base_models, projects
 
 PROJECT = ProjectId("proj_one")
 OTHER = ProjectId("proj_two")
@@ -271,6 +271,30 @@ def test_a_move_to_where_the_alias_is_changes_nothing(
     with database.read() as connection:
         assert read_revision(connection) == revision
     assert alias.previous_version_id is None
+
+
+def test_moves_at_the_same_moment_come_one_after_the_other(
+    registry: Registry, register: Register, database: Database
+) -> None:
+    made = [register() for _ in range(6)]
+    barrier = threading.Barrier(len(made))
+
+    def move(version: Version) -> None:
+        barrier.wait()
+        registry.move_alias(PROJECT, "codename", version.version_id, "rollout")
+
+    threads = [threading.Thread(target=move, args=(version,)) for version in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    with database.read() as connection:
+        moves = connection.execute(select(alias_moves).order_by(alias_moves.c.id)).all()
+    assert [move.from_version_id for move in moves] == [None, *(move.to_version_id for move in moves[:-1])]
+    alias = registry.alias(PROJECT, "codename")
+    assert alias is not None
+    assert (alias.version_id, alias.previous_version_id) == (moves[-1].to_version_id, moves[-2].to_version_id)
 
 
 def test_wanted_versions_come_in_order_of_importance(registry: Registry, register: Register) -> None:
