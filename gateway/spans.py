@@ -61,6 +61,11 @@ class Spans:
         if self.dropped:
             _LOG.warning("spans: %d were dropped because too many waited", self.dropped)
 
+    @property
+    def sample_ratio(self) -> float:
+        """Part of the requests without a client's trace that become spans; 0 where none are sent."""
+        return self._sample_ratio
+
     def begin(self, traceparent: bytes | None) -> TraceContext:
         """The ids of a request that has just arrived, in the client's trace if it sent one."""
         return begin_trace(traceparent, self._sample_ratio)

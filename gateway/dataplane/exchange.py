@@ -1,0 +1,356 @@
+"""The story of one request: authenticate, resolve, route, forward, store, record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from time import perf_counter, time
+from typing import Final, Protocol
+
+import orjson
+
+from engines.engine import wire_model
+from gateway.dataplane.answers import error_answer
+from gateway.dataplane.body import Asked, parse_body, with_model
+from gateway.dataplane.engine_errors import AttemptFailed
+from gateway.dataplane.plane import DataPlane
+from gateway.dataplane.relay import ClientSide, Relay
+from gateway.dataplane.request import CHAT_PATH, Request
+from gateway.dataplane.upstream import ReplicaPool, UpstreamConnection
+from gateway.keys import digest_of
+from gateway.record import RequestRecord
+from gateway.routing.snapshot import Key, Replica, Target
+from loraway.errors import (
+    AuthenticationFailed,
+    LorawayError,
+    ModelNotFound,
+    NoReplicaReady,
+    UpstreamTimedOut,
+)
+from loraway.ids import COMPLETION, ReplicaId, new_id
+from loraway.telemetry import begin_trace
+
+_LOG = logging.getLogger(__name__)
+
+#: Replicas that are asked for one request before the client is told.
+_MAX_ATTEMPTS: Final = 3
+_RETRY_AFTER_SECONDS: Final = 2
+#: What the record says of a client that went away (nginx's status).
+_CLIENT_GONE: Final = 499
+#: Paths whose answers say which model has answered before anything that a client can write.
+_NAMES_MODEL: Final = frozenset({CHAT_PATH, b"/v1/completions"})
+
+
+class Client(ClientSide, Protocol):
+    """The connection that the request came on."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it closes after this answer."""
+        ...
+
+    def end_turn(self, *, keeps_alive: bool) -> None:
+        """The answer is complete; without `keeps_alive` the connection closes once it was sent."""
+        ...
+
+    def abort(self) -> None:
+        """Close the connection so that the client sees that its answer is incomplete."""
+        ...
+
+
+class Exchange:
+    """One request and its answer; runs as one task, ends its turn on the connection exactly once."""
+
+    __slots__ = (
+        "_asked",
+        "_chunks_seen",
+        "_client",
+        "_keeps_alive",
+        "_key",
+        "_plane",
+        "_quiet_since",
+        "_relay",
+        "_request",
+        "_sent_at",
+        "_target",
+        "_trace_header",
+        "record",
+        "task",
+    )
+
+    def __init__(self, plane: DataPlane, client: Client, request: Request) -> None:
+        self._plane = plane
+        self._client = client
+        self._request = request
+        self._keeps_alive = request.keeps_alive
+        self._relay: Relay | None = None
+        self._trace_header = b""
+        self._chunks_seen = -1
+        self._quiet_since = self._sent_at = 0.0
+        self._key: Key
+        self._asked: Asked
+        self._target: Target
+        self.task: asyncio.Task[None] | None = None
+        self.record = RequestRecord(
+            request.request_id.decode(), request.path.decode(), time(), perf_counter()
+        )
+
+    # -- a turn on the connection
+
+    def begin(self) -> asyncio.Task[None]:
+        """Start the task that tells the story."""
+        self._plane.metrics.on_start()
+        self.task = asyncio.get_running_loop().create_task(self._run())
+        return self.task
+
+    def abandon(self) -> None:
+        """The client is gone: nobody waits for the answer."""
+        if self._relay is not None:
+            self._relay.detach()
+        if self.task is not None:
+            self.task.cancel()
+
+    def pause(self) -> None:
+        if self._relay is not None:
+            self._relay.pause()
+
+    def resume(self) -> None:
+        if self._relay is not None:
+            self._relay.resume()
+
+    def check(self, now: float) -> None:
+        """Called now and then: ends the request when one of its deadlines has passed."""
+        relay = self._relay
+        if relay is not None and not relay.finished.done():
+            error = self._overdue(now)
+            if error is not None:
+                relay.fail(error)
+
+    # -- the story
+
+    async def _run(self) -> None:
+        try:
+            self._authenticate()
+            self._resolve()
+            await self._forward()
+            if self.record.completion_id is not None:
+                await self._store()
+        except LorawayError as error:
+            self._refuse(error)
+        except asyncio.CancelledError:
+            self.record.status = self.record.status or _CLIENT_GONE
+            self.record.error_code = "client_disconnected"
+            self._keeps_alive = False
+        except Exception:  # noqa: BLE001 - the task's outermost edge: the client must be answered
+            _LOG.exception("dataplane: request %s failed", self.record.request_id)
+            self._refuse(LorawayError())
+        finally:
+            self._end()
+
+    def _authenticate(self) -> None:
+        headers = self._request.headers
+        authorization = headers.get(b"authorization", b"")
+        if authorization[:7].lower() == b"bearer ":
+            secret = authorization[7:].strip()
+        else:
+            secret = headers.get(b"x-api-key", b"")
+        key = self._plane.snapshots.current.keys.get(digest_of(secret))
+        if key is None:
+            raise AuthenticationFailed()
+        self._key = key
+        self.record.project_id = key.project_id
+        self.record.key_id = key.key_id
+
+    def _resolve(self) -> None:
+        """Which target the name stands for, once: a later move of the alias does not touch this request."""
+        record, request = self.record, self._request
+        self._asked = asked = parse_body(request.path, request.body)
+        record.model = asked.model
+        snapshot = self._plane.snapshots.current
+        target = snapshot.resolve(self._key.project_id, asked.model)
+        if target is None:
+            raise ModelNotFound.near(asked.model, snapshot.names(self._key.project_id))
+        self._target = target
+        record.target_name = target.name
+        record.base_model = target.base_model
+        record.version_id = target.version_id
+        record.adapter_rank = target.rank
+        if asked.stores or (asked.stores is None and self._key.stores_by_default):
+            record.completion_id = new_id(COMPLETION)
+            record.request_body = request.body
+            record.response_parts = []
+        self._join_trace()
+
+    def _join_trace(self) -> None:
+        sent = self._request.headers.get(b"traceparent")
+        if sent is None and random.random() >= self._plane.spans.sample_ratio:
+            return
+        trace = begin_trace(sent, 1.0)
+        record = self.record
+        record.trace_id, record.span_id = trace.trace_id, trace.span_id
+        record.parent_span_id, record.is_sampled = trace.parent_span_id, trace.is_sampled
+        self._trace_header = b"traceparent: %b\r\n" % trace.traceparent.encode()
+
+    async def _forward(self) -> None:
+        """Ask replicas until one answers; no other is asked once the client has seen a byte."""
+        tried: list[ReplicaId] = []
+        failure: LorawayError | None = None
+        while True:
+            replica = self._route(tried)
+            if replica is None:
+                if failure is not None:
+                    raise failure
+                replica = await self._route_cold()
+            try:
+                await self._attempt(replica)
+                return
+            except AttemptFailed as failed:
+                tried.append(replica.replica_id)
+                if not failed.may_retry or len(tried) >= _MAX_ATTEMPTS:
+                    raise failed.error from None
+                failure = failed.error
+                self.record.retries += 1
+
+    def _route(self, tried: list[ReplicaId]) -> Replica | None:
+        plane = self._plane
+        return plane.policy.choose(plane.snapshots.current, self._target, plane.upstreams.in_flight, tried)
+
+    async def _route_cold(self) -> Replica:
+        """A replica for a target that none can answer now: its version is loaded first, if it is that."""
+        plane, target = self._plane, self._target
+        fleet = plane.snapshots.current.replicas.get(target.base_model, ())
+        if target.version_id is not None and any(replica.is_ready for replica in fleet):
+            await plane.cold.ensure(target)
+            replica = self._route([])
+            if replica is not None:
+                return replica
+        message = f"No replica that serves {target.name} is ready; try again."
+        raise NoReplicaReady(message, retry_after_seconds=_RETRY_AFTER_SECONDS)
+
+    async def _attempt(self, replica: Replica) -> None:
+        """One replica's try; raises AttemptFailed when nothing has gone to the client yet."""
+        upstreams, record, target = self._plane.upstreams, self.record, self._target
+        pool = upstreams.pool(replica, self._plane.snapshots.current)
+        record.replica_id, record.engine = replica.replica_id, replica.kind
+        model = orjson.dumps(wire_model(replica.kind, target.base_model, target.engine_name))
+        request = self._engine_request(pool, model)
+        expected = model if replica.kind != "openai" and self._request.path in _NAMES_MODEL else None
+        upstreams.in_flight[replica.replica_id] += 1
+        try:
+            upstream = pool.take_idle()
+            if upstream is not None:
+                try:
+                    await self._relay_from(upstream, request, expected)
+                    return
+                except AttemptFailed as failed:
+                    if not failed.is_lost:
+                        raise
+            upstream = await self._connect(pool)
+            await self._relay_from(upstream, request, expected)
+        finally:
+            upstreams.in_flight[replica.replica_id] -= 1
+
+    def _engine_request(self, pool: ReplicaPool, model: bytes) -> bytes:
+        body = with_model(self._asked, model)
+        return b"POST %b%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            self._request.path,
+            pool.head,
+            self._request.request_id,
+            self._trace_header,
+            len(body),
+            body,
+        )
+
+    async def _connect(self, pool: ReplicaPool) -> UpstreamConnection:
+        try:
+            return await pool.connect(self._plane.settings.timeouts.connect_seconds)
+        except LorawayError as error:
+            raise AttemptFailed(error, may_retry=True) from None
+
+    async def _relay_from(
+        self, upstream: UpstreamConnection, request: bytes, expected_model: bytes | None
+    ) -> None:
+        record = self.record
+        self._relay = relay = Relay(
+            self._client,
+            record,
+            self._target,
+            own_headers=self._own_headers(),
+            completion_id=record.completion_id,
+            is_http11=self._request.is_http11,
+            expected_model=expected_model,
+        )
+        self._sent_at = perf_counter()
+        relay.start(upstream, request)
+        try:
+            await relay.finished
+        except AttemptFailed as failed:
+            if not relay.has_started:
+                raise
+            self._break_off(relay, failed.error)
+        finally:
+            relay.detach()
+
+    def _own_headers(self) -> bytes:
+        headers = b"x-request-id: %b\r\nx-loraway-model: %b\r\n" % (
+            self._request.request_id,
+            self._target.name.encode(),
+        )
+        if not self._request.keeps_alive or self._client.is_draining:
+            headers += b"connection: close\r\n"
+            self._keeps_alive = False
+        return headers
+
+    async def _store(self) -> None:
+        """The last bytes of a stored answer go out when the record is safe."""
+        assert self._relay is not None
+        self.record.ended = perf_counter()
+        try:
+            await self._plane.traffic.store(self.record)
+            is_stored = True
+        except LorawayError as error:
+            _LOG.warning("dataplane: %s was not stored: %s", self.record.completion_id, error)
+            is_stored = False
+        self._relay.release(is_stored)
+
+    # -- the end
+
+    def _break_off(self, relay: Relay, error: LorawayError) -> None:
+        record = self.record
+        record.error_code, record.completion_id = error.code, None
+        if not relay.break_off(error):
+            self._keeps_alive = False
+            self._client.abort()
+
+    def _refuse(self, error: LorawayError) -> None:
+        record = self.record
+        record.status, record.error_code, record.completion_id = error.status, error.code, None
+        if self._client.is_draining or not self._request.is_http11:
+            self._keeps_alive = False
+        self._client.write(error_answer(error, self._request.request_id, closes=not self._keeps_alive))
+
+    def _end(self) -> None:
+        record = self.record
+        record.ended = perf_counter()
+        self._plane.metrics.on_end(record)
+        self._plane.spans.on_end(record)
+        self._client.end_turn(keeps_alive=self._keeps_alive)
+
+    def _overdue(self, now: float) -> LorawayError | None:
+        limits = self._plane.settings.timeouts
+        record = self.record
+        if now - record.started > limits.total_seconds:
+            return UpstreamTimedOut(f"The request took longer than {limits.total_seconds:g} seconds.")
+        if not record.first_byte:
+            if now - self._sent_at > limits.first_byte_seconds:
+                return UpstreamTimedOut(
+                    f"The engine's first byte did not come within {limits.first_byte_seconds:g} seconds."
+                )
+        elif record.chunks != self._chunks_seen or self._client.is_write_paused:
+            self._chunks_seen, self._quiet_since = record.chunks, now
+        elif now - self._quiet_since > limits.between_chunks_seconds:
+            return UpstreamTimedOut(
+                f"The engine was silent for {limits.between_chunks_seconds:g} seconds in its stream."
+            )
+        return None
