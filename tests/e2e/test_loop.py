@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.running import RunningLoraway, eventually
+from loadtest.running import RunningLoraway, eventually
 
 BASE = "smollm2-135m"
 QUESTION = "What is the gateway's codename?"
