@@ -18,8 +18,8 @@ import pytest
 
 from engines.engine import wire_model
 from engines.launch.process import EngineProcess
+from loadtest.running import eventually
 from tests.e2e.conftest import ENGINE_KEY, READY_SECONDS, RandomAdapter, StartEngine
-from tests.e2e.running import eventually
 
 QUESTION = "What is the capital of France?"
 
