@@ -64,7 +64,7 @@ class Deployment:
     settings: Settings
     database: Database
     registry: Registry
-    engines: list[SimulatedEngine]
+    engines: list[Any]
     folder: Path
     controller: Controller = field(init=False)
     client: ControllerClient = field(init=False)
@@ -75,6 +75,12 @@ class Deployment:
         references = manifest.pop("references", None)
         if references is None:
             references = [self.reference(folder, "What is it?"), self.reference(folder, "And its name?")]
+        return self.register(name, folder, rank, references, **manifest)
+
+    def register(
+        self, name: str, folder: Path, rank: int, references: list[ReferenceGeneration], **manifest: Any
+    ) -> Version:
+        """The adapter in this folder as the next version of `name`."""
         filled = Manifest(
             base_model=BASE,
             base_revision="r1",
@@ -162,13 +168,19 @@ class Deployment:
 
 
 def make_settings(
-    folder: Path, database: Database, engines: Sequence[SimulatedEngine], slots: int
+    folder: Path,
+    database: Database,
+    engines: Sequence[Any],
+    slots: int,
+    model: Path | None = None,
+    key: str = "engine-key",
 ) -> Settings:
-    """Settings of a deployment in this folder, with a base model that is a folder and no more."""
-    model = folder / "model"
-    model.mkdir(exist_ok=True)
-    (model / "config.json").write_text("{}")
-    (model / "chat_template.jinja").write_text("{{ messages }}")
+    """Settings of a deployment in this folder; without a model, one that is a folder and no more."""
+    if model is None:
+        model = folder / "model"
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text("{}")
+        (model / "chat_template.jinja").write_text("{{ messages }}")
     return Settings(
         data_dir=folder / "data",
         database={"url": database.url},
@@ -177,7 +189,7 @@ def make_settings(
             "base_model": BASE,
             "model_path": model,
             "max_cpu_loras": slots,
-            "api_key": "engine-key",
+            "api_key": key,
             "ready_seconds": 5,
         },
         controller={"port": 0, "poll_seconds": 0.02, "health_seconds": 0.1},
@@ -187,10 +199,10 @@ def make_settings(
 
 @asynccontextmanager
 async def deploy(
-    folder: Path, database: Database, *engines: SimulatedEngine, slots: int = 8
+    folder: Path, database: Database, *engines: Any, slots: int = 8, **more: Any
 ) -> AsyncIterator[Deployment]:
     """A controller that runs, over these engines, with every replica ready."""
-    settings = make_settings(folder, database, engines, slots)
+    settings = make_settings(folder, database, engines, slots, **more)
     with database.write() as connection:
         connection.execute(insert(projects).values(id=PROJECT, name="test", created_at=0.0))
     registry = Registry(database, settings.blobs_dir / "adapters")
