@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup setup-dev setup-sglang test check format bench-gateway bench-loop loadtest clean
+.PHONY: help run setup setup-dev setup-sglang setup-bench test check format bench-gateway bench-loop loadtest clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 #: Engines that `make run` starts: vllm, sglang or vllm,sglang.
@@ -56,6 +56,7 @@ run: setup $(if $(findstring sglang,$(ENGINE)),setup-sglang) ## Start engine, ga
 setup: $(READY) ## Install everything that make run needs into .venv.
 setup-dev: $(DEV_READY) ## The same and the tools for checks, tests and load tests.
 setup-sglang: $(SGLANG_READY) ## Install SGLang into an environment of its own, .venv-sglang.
+setup-bench: $(BENCH_READY) ## Install the routers that bench-gateway compares with into .venv-bench.
 
 $(READY): | .venv/bin/python
 	@echo 'Installing the pinned packages into .venv (once, two minutes) ...'
@@ -103,7 +104,7 @@ format: setup-dev ## Sort imports and format the code.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench-gateway: setup-dev $(BENCH_READY) ## CPU per request and per chunk, beside nginx and two Rust routers.
+bench-gateway: setup-dev setup-bench ## CPU per request and per chunk, beside nginx and two Rust routers.
 	$(BIN)/python -m loadtest.benchmarks.gateway $(ARGS)
 
 bench-loop: setup-dev ## Where the time goes from a fine-tuning request to the first token of the new version.
