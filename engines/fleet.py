@@ -73,7 +73,7 @@ class Fleet:
         self.rows = rows
         self.replicas: dict[ReplicaId, Replica] = {}
         #: Rollouts under way, by engine name.
-        self._held: Counter[str] = Counter()
+        self._held: Counter[str | None] = Counter()
         #: By base model: the revision it was read at, and what aliases point at.
         self._wanted: dict[str, tuple[int, dict[VersionId, Wanted]]] = {}
 
@@ -108,8 +108,8 @@ class Fleet:
         return known[1]
 
     @contextmanager
-    def hold(self, engine_name: str) -> Iterator[None]:
-        """While held, a version is unloaded nowhere to make room for another."""
+    def hold(self, engine_name: str | None) -> Iterator[None]:
+        """While held, a version is unloaded nowhere to make room for another; None holds nothing."""
         self._held[engine_name] += 1
         try:
             yield

@@ -123,29 +123,11 @@ class Loader:
     async def _picture(self, replica: Replica) -> list[Loaded]:
         """What the replica holds, with what the database knows of it."""
         names = list(replica.loaded)
+        # Before the database is read: a rollout lets go only once its alias has moved.
+        held = {name for name in names if self._fleet.is_held(name) or name in replica.unloads}
         ours = await asyncio.to_thread(self._fleet.rows.versions_named, names)
         aliased = await self._fleet.wanted(replica.base_model)
-        return [self._as_loaded(replica, name, ours.get(name), aliased) for name in names]
-
-    def _as_loaded(
-        self,
-        replica: Replica,
-        engine_name: str,
-        version_id: VersionId | None,
-        aliased: Mapping[VersionId, Wanted],
-    ) -> Loaded:
-        is_held = self._fleet.is_held(engine_name) or engine_name in replica.unloads
-        if version_id is None:
-            is_foreign = _OUR_NAME.fullmatch(engine_name) is None
-            return Loaded(engine_name, Importance.RETIRED, is_held=is_held or is_foreign)
-        wanted = aliased.get(version_id)
-        residency = replica.residencies.get(version_id)
-        return Loaded(
-            engine_name,
-            importance=wanted.importance if wanted is not None else Importance.BY_NAME,
-            used_at=residency.used_at if residency is not None else 0.0,
-            is_held=is_held,
-        )
+        return [_as_loaded(replica, name, ours.get(name), aliased, name in held) for name in names]
 
     async def _make_room(self, replica: Replica, wanted: Wanted, *, is_asked_for: bool) -> None:
         plan = plan_room(wanted, await self._picture(replica), replica.slots, is_asked_for=is_asked_for)
@@ -205,3 +187,23 @@ class Loader:
             replica.edits += 1
             del replica.unloads[engine_name]
             replica.has_news.set()
+
+
+def _as_loaded(
+    replica: Replica,
+    engine_name: str,
+    version_id: VersionId | None,
+    aliased: Mapping[VersionId, Wanted],
+    is_held: bool,
+) -> Loaded:
+    if version_id is None:
+        is_foreign = _OUR_NAME.fullmatch(engine_name) is None
+        return Loaded(engine_name, Importance.RETIRED, is_held=is_held or is_foreign)
+    wanted = aliased.get(version_id)
+    residency = replica.residencies.get(version_id)
+    return Loaded(
+        engine_name,
+        importance=wanted.importance if wanted is not None else Importance.BY_NAME,
+        used_at=residency.used_at if residency is not None else 0.0,
+        is_held=is_held,
+    )

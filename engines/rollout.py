@@ -88,7 +88,7 @@ class Rollouts:
         version = await asyncio.to_thread(self._registry.version, rollout.version_id)
         if version.state is VersionState.RETIRED:
             raise Conflict(f"{version.name} is retired and cannot be rolled out.")
-        with self._fleet.hold(version.engine_name):
+        with self._fleet.hold(version.engine_name), self._fleet.hold(await self._served_now(rollout)):
             reports = await self._bring_to_all(version)
             await asyncio.to_thread(
                 self._registry.move_alias, rollout.project_id, rollout.alias, version.version_id, "rollout"
@@ -96,6 +96,11 @@ class Rollouts:
         seconds = time.perf_counter() - started
         _log.info("%s is %s now (%.2f s)", rollout.alias, version.name, seconds)
         return {"seconds": round(seconds, 4), "replicas": [_as_json(report) for report in reports]}
+
+    async def _served_now(self, rollout: Rollout) -> str | None:
+        """Engine name of what the alias points at: it serves until the alias moves, and makes no room."""
+        serving = await asyncio.to_thread(self._registry.find, rollout.project_id, rollout.alias)
+        return serving.engine_name if serving is not None else None
 
     async def _bring_to_all(self, version: Version) -> list[LoadReport]:
         """On every ready replica or on none; again when one of them crashed meanwhile."""

@@ -236,3 +236,24 @@ async def test_a_rollout_makes_room_where_cold_versions_fill_the_slots(one: Depl
     assert rollout.state is RolloutState.DONE
     assert one.registry.find(PROJECT, "codename") is not None
     assert one.engines[0].replica.adapters.evictions == 0
+
+
+async def test_a_rollout_does_not_unload_what_its_alias_serves_until_then(
+    tmp_path: Path, migrated: Database
+) -> None:
+    async with (
+        SimulatedEngine("vllm", api_key=KEY, max_loaded_adapters=SLOTS, load_seconds=0.2) as engine,
+        deploy(tmp_path, migrated, engine, slots=SLOTS) as deployment,
+    ):
+        old, *others = await deployment.serve("codename", "b", "c")
+        for version in others:
+            await deployment.client.load(version.version_id)  # of the targets, "codename" rests the longest
+        new = deployment.train()
+        rolling = asyncio.create_task(deployment.roll_out(new))
+        while deployment.pointed_at() == "codename@1":
+            assert old.engine_name in deployment.loaded(engine)
+            await asyncio.sleep(0.01)
+
+        assert (await rolling).state is RolloutState.DONE
+        assert new.engine_name in deployment.loaded(engine)
+        assert engine.replica.adapters.evictions == 0

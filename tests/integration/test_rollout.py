@@ -135,21 +135,30 @@ async def test_rollouts_of_one_alias_end_in_the_order_they_were_asked_for(two: D
     assert two.pointed_at() == "codename@4"
 
 
-async def test_a_replica_that_dies_during_a_rollout_gets_the_version_when_it_is_back(two: Deployment) -> None:
-    dying, living = two.engines
-    version = two.train()
-    await dying.fault("hang_before_first_byte")
-    rolling = asyncio.create_task(two.roll_out(version))
-    await eventually(lambda: version.engine_name in dying.replica.adapters.resident, "the load has begun")
-    await dying.fault("die")
+async def test_a_replica_that_dies_during_a_rollout_gets_the_version_when_it_is_back(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    database = Database(sqlite_url)
+    async with (
+        SimulatedEngine("vllm", api_key=KEY, ttft_seconds=0.5) as dying,
+        SimulatedEngine("sglang", api_key=KEY) as living,
+        deploy(tmp_path, database, dying, living) as deployment,
+    ):
+        version = deployment.train()
+        rolling = asyncio.create_task(deployment.roll_out(version))
+        await eventually(lambda: dying.replica.running > 0, "the proof has begun")
+        await dying.fault("die")
 
-    rollout = await rolling
-    assert rollout.state is RolloutState.DONE
-    assert rollout.report is not None and len(rollout.report["replicas"]) == 1
-    assert two.loaded(living) == {version.engine_name}
+        rollout = await rolling
+        assert rollout.state is RolloutState.DONE
+        assert rollout.report is not None and len(rollout.report["replicas"]) == 1
+        assert deployment.loaded(living) == {version.engine_name}
 
-    await dying.fault("restart")
-    await eventually(lambda: two.loaded(dying) == {version.engine_name}, "the replica has it again")
+        await dying.fault("restart")
+        await eventually(
+            lambda: deployment.loaded(dying) == {version.engine_name}, "the replica has it again"
+        )
+    database.dispose()
 
 
 async def test_a_rollout_waits_for_a_replica_and_fails_when_none_comes(two: Deployment) -> None:
