@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters_store.manifest import ReferenceGeneration
-from engines.engine import Generation
-from engines.proof import compare
+from adapters_store.manifest import Manifest, ReferenceGeneration
+from engines.engine import ChatMessage, Engine, EngineKind, Generation
+from engines.proof import Proof, compare, prove
 from loraway.errors import EngineMismatch
 
 TOLERANCE = 0.04
@@ -91,3 +93,63 @@ def test_an_answer_without_logprobs_proves_nothing() -> None:
 def test_an_end_token_on_one_side_only_is_left_out() -> None:
     served = replace(SERVED, logprobs=(*SERVED.logprobs, -0.001), tokens=(*TOKENS, "<|im_end|>"))
     assert compare(REFERENCE, served, TOLERANCE).tokens == 4
+
+
+@dataclass
+class SpeakingEngine:
+    """An engine that answers one thing, whatever it is asked."""
+
+    answer: Generation
+    kind: EngineKind = "vllm"
+    url: str = "http://127.0.0.1:1"
+
+    async def generate(
+        self, engine_name: str | None, messages: Sequence[ChatMessage], max_tokens: int
+    ) -> Generation:
+        return self.answer
+
+
+def manifest(dtype: str = "float32") -> Manifest:
+    return Manifest(
+        base_model="base",
+        base_revision="",
+        template_sha256="",
+        rank=8,
+        alpha=8,
+        target_modules=[],
+        files={},
+        created_at=0.0,
+        dtype=dtype,
+        references=[REFERENCE],
+    )
+
+
+async def run_proof(engine: SpeakingEngine, manifest: Manifest, name: str = "codename@1.abcdef") -> Proof:
+    return await prove(cast(Engine, engine), name, "base", manifest, TOLERANCE, manifest.references)
+
+
+async def test_a_proof_says_what_it_has_seen() -> None:
+    proof = await run_proof(SpeakingEngine(SERVED), manifest())
+    assert (proof.references, proof.tokens, proof.is_conclusive) == (1, 4, True)
+    assert proof.largest_difference == 0.0
+
+
+async def test_an_answer_in_another_models_name_is_refused() -> None:
+    with pytest.raises(
+        EngineMismatch, match=r"answered as 'codename@1\.abcdef' when asked for 'other@1\.abcdef'"
+    ):
+        await run_proof(SpeakingEngine(SERVED), manifest(), name="other@1.abcdef")
+
+
+async def test_low_precision_is_given_more_room() -> None:
+    rounded = SpeakingEngine(replace(SERVED, logprobs=(-0.2, -0.1, -0.15, -0.4)))
+    with pytest.raises(EngineMismatch):
+        await run_proof(rounded, manifest())
+    proof = await run_proof(rounded, manifest(dtype="bfloat16"))
+    assert proof.largest_difference == pytest.approx(0.1)
+
+
+async def test_a_version_without_references_is_loaded_but_not_called_proved() -> None:
+    unproved = manifest().model_copy(update={"references": []})
+    proof = await run_proof(SpeakingEngine(SERVED), unproved)
+    assert (proof.references, proof.is_conclusive) == (0, False)
