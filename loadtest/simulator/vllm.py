@@ -110,7 +110,7 @@ class VllmDialect:
         try:
             adapter = read_adapter(name, path)
         except FileNotFoundError:
-            reason = f"Loading lora {name} failed: No adapter found for {path}"
+            reason = f"Loading lora {name} failed: No adapter found for <path>"
             raise _error(404, "NotFoundError", reason) from None
         except AdapterUnreadable as unreadable:
             reason = f"Call to add_lora method failed: {unreadable}"
@@ -175,6 +175,9 @@ class VllmDialect:
             default_max_tokens=settings.max_model_len if is_chat else 16,
         )
         _check_max_tokens(asked.max_tokens, settings.max_model_len)
+        if asked.choices > 1 and body.get("temperature") == 0:
+            reason = f"n must be 1 when using greedy sampling, got {asked.choices}."
+            raise _error(400, "BadRequestError", reason)
         await self._replica.generate(asked, self._shapes, responder)
 
     def _check_model(self, body: dict[str, Any]) -> tuple[str | None, str]:

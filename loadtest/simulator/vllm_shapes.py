@@ -13,6 +13,10 @@ from loadtest.simulator.http import Refusal
 from loadtest.simulator.logprobs import chat_logprobs, completion_logprobs
 from loadtest.simulator.replica import Pieces
 
+#: As with `--enable-prompt-tokens-details`; nothing is ever cached.
+_DETAILS = {
+    "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": None, "multimodal_tokens": None}
+}
 _FINGERPRINT = "vllm-0.32.0-simulated"
 
 
@@ -32,11 +36,7 @@ class VllmShapes:
             "choices": [_whole_choice(asked, index, pieces) for index, pieces in enumerate(choices)],
             "service_tier": None,
             "system_fingerprint": _FINGERPRINT,
-            "usage": {
-                **_usage(asked, generated),
-                "prompt_tokens_details": None,
-                "completion_tokens_details": None,
-            },
+            "usage": {**_usage(asked, generated), **_DETAILS, "completion_tokens_details": None},
         }
         if asked.is_chat:
             body |= {"prompt_logprobs": None, "prompt_token_ids": _prompt_ids(asked), "prompt_text": None}
@@ -63,7 +63,7 @@ class VllmShapes:
                 "prompt_token_ids": _prompt_ids(asked) if generated == 1 else None,
                 "token_ids": ids,
             }
-            return _chunk(asked, [choice], generated)
+            return _sealed(asked, piece, _chunk(asked, [choice], generated))
         choice = {
             "index": piece.choice,
             "delta": {"content": piece.token.text},
@@ -72,16 +72,16 @@ class VllmShapes:
         }
         if piece.finish_reason is not None:
             choice["stop_reason"] = piece.stopped_by
-        body = _chunk(asked, [choice | {"token_ids": ids}], generated)
-        if piece.finish_reason is not None and not asked.includes_usage:
-            body["system_fingerprint"] = _FINGERPRINT
-        return body
+        return _sealed(asked, piece, _chunk(asked, [choice | {"token_ids": ids}], generated))
 
     def closing(self, asked: Asked, choices: Sequence[Pieces]) -> list[dict[str, Any]]:
         if not asked.includes_usage:
             return []
         body = _chunk(asked, [], generated=None)
-        body["usage"] = _usage(asked, sum(map(len, choices)))
+        body["usage"] = {
+            **_usage(asked, sum(map(len, choices))),
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
         return [body | {"system_fingerprint": _FINGERPRINT}]
 
     def internal_error(self) -> Refusal:
@@ -166,6 +166,13 @@ def _chunk(asked: Asked, choices: list[dict[str, Any]], generated: int | None) -
     if asked.counts_usage_in_every_chunk and generated is not None:
         body["usage"] = {**_usage(asked, generated), "completion_tokens_details": None}
     return body
+
+
+def _sealed(asked: Asked, piece: Piece, chunk: dict[str, Any]) -> dict[str, Any]:
+    """The chunk, with the fingerprint that a stream's last one has."""
+    if piece.finish_reason is not None and not asked.includes_usage:
+        chunk["system_fingerprint"] = _FINGERPRINT
+    return chunk
 
 
 def _usage(asked: Asked, generated: int) -> dict[str, Any]:
