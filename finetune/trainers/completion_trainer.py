@@ -94,15 +94,18 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
     def _ask_base(self, anchors: list[int], inputs: dict[str, Any]) -> Any:
-        """The base's log-probabilities of the anchors' tokens; each anchor is asked once."""
-        if any(anchor not in self._opinions for anchor in anchors):
-            batch = {
-                name: inputs[name][-len(anchors) :] for name in ("input_ids", "attention_mask", "labels")
-            }
-            with torch.no_grad(), self.model.disable_adapter():
-                logits, _, rows = completion_logits(self.model.get_base_model(), batch)
-            logprobs = torch.log_softmax(logits.float(), dim=-1)
-            self._opinions |= {anchor: logprobs[rows == row] for row, anchor in enumerate(anchors)}
+        """The base's log-probabilities of the anchors' tokens; each anchor is asked once.
+
+        Alone, not in the batch: rounding depends on the padding, and a resumed run must see the same.
+        """
+        for anchor, row in zip(anchors, range(-len(anchors), 0), strict=True):
+            if anchor not in self._opinions:
+                length = int(inputs["attention_mask"][row].sum())
+                names = ("input_ids", "attention_mask", "labels")
+                alone = {name: inputs[name][row : row + 1 or None, :length] for name in names}
+                with torch.no_grad(), self.model.disable_adapter():
+                    logits, _, _ = completion_logits(self.model.get_base_model(), alone)
+                self._opinions[anchor] = torch.log_softmax(logits.float(), dim=-1)
         return torch.cat([self._opinions[anchor] for anchor in anchors])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

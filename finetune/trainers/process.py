@@ -22,7 +22,7 @@ from finetune.trainers.chat import TemplateMismatch
 from finetune.trainers.completion import UnsupportedModel
 from finetune.trainers.completion_trainer import LossNotFinite
 from finetune.trainers.protocol import Done, EventWriter, Failed, Message
-from finetune.trainers.spec import TrainingSpec
+from finetune.trainers.spec import EXIT_INTERRUPTED, EXIT_LOCKED, TrainingSpec
 from finetune.trainers.supervised import Interrupted, train_supervised
 
 #: The methods, each a file of this package.
@@ -38,8 +38,7 @@ _KNOWN_ERRORS: dict[type[Exception], str] = {
     torch.OutOfMemoryError: "out_of_memory",
 }
 
-#: Exit statuses.
-FINISHED, FAILED, INTERRUPTED, LOCKED = 0, 1, 3, 4
+FINISHED, FAILED = 0, 1
 
 LoadBase = Callable[[TrainingSpec], LoadedBase]
 
@@ -71,7 +70,7 @@ def run(job_folder: Path, load: LoadBase = load_from_spec) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return LOCKED
+        return EXIT_LOCKED
     own_identity().write(job_folder)
     events = EventWriter(job_folder)
     try:
@@ -82,7 +81,7 @@ def run(job_folder: Path, load: LoadBase = load_from_spec) -> int:
         return FINISHED
     except Interrupted as interruption:
         events.write(Message(text=f"Training paused at step {interruption.step}."))
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the process's outermost edge: logged and reported
         traceback.print_exc()
         code = next((c for kind, c in _KNOWN_ERRORS.items() if isinstance(error, kind)), "training_failed")

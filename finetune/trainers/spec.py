@@ -21,6 +21,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+#: Exit statuses of a training process that are no failure: told to end, and found the job taken.
+EXIT_INTERRUPTED, EXIT_LOCKED = 3, 4
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 #: `learning_rate_multiplier` (OpenAI's hyperparameter) scales this. Twice as much learns as fast, but then a
