@@ -31,6 +31,9 @@ ADAPTER, VERSION, REPLICA, ROLLOUT = "adapter-", "version-", "replica-", "rollou
 COMPLETION, REQUEST, FEEDBACK = "chatcmpl-", "req_", "feedback-"
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+#: Two characters for each ten bits: half as many steps.
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = tuple(range(120, -1, -10))
 _RANDOM_BITS = 80
 
 
@@ -47,7 +50,7 @@ class IdSource:
         with self._lock:
             self._last = max(fresh, self._last + 1)
             number = self._last
-        return prefix + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+        return prefix + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 _SOURCE = IdSource()

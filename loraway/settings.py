@@ -10,13 +10,14 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, field_serializer
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from sqlalchemy import make_url
 
 EngineKind = Literal["vllm", "sglang", "openai"]
 
@@ -58,6 +59,10 @@ class DatabaseSettings(BaseModel):
     url: str | None = Field(
         None, description="SQLAlchemy URL (postgresql+psycopg://...); empty: SQLite inside data_dir."
     )
+
+    @field_serializer("url", when_used="json")
+    def _without_password(self, url: str | None) -> str | None:
+        return url and make_url(url).render_as_string(hide_password=True)
 
 
 class EngineSettings(BaseModel):
@@ -118,7 +123,9 @@ class TrafficSettings(BaseModel):
     """The log of completions."""
 
     store_by_default: bool = Field(False, description="Store requests that do not say `store`.")
-    flush_seconds: float = Field(0.01, ge=0, description="How long a commit waits for others to join it.")
+    flush_seconds: float = Field(
+        0.02, ge=0, description="How long a commit waits for others to join it, while several come at once."
+    )
     queue_limit: int = Field(
         10_000, ge=1, description="Stored completions waiting for the disk before the client is told."
     )
@@ -144,9 +151,6 @@ class Settings(BaseSettings):
         Path(".loraway"), description="Database, blobs, models, logs and keys of this machine."
     )
     database: DatabaseSettings = DatabaseSettings()
-    blobs_url: str | None = Field(
-        None, description="fsspec URL of the blob store; empty: a folder in data_dir."
-    )
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()
     controller: ControllerSettings = ControllerSettings()

@@ -22,7 +22,13 @@ def chat(
     """Ask one question, or talk until an empty line."""
     client = GatewayClient(load_settings())
     messages: list[dict[str, str]] = []
-    options = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "store": store}
+    options = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "store": store,
+        "stream_options": {"include_usage": True},
+    }
     if question is not None:
         _answer(client, [{"role": "user", "content": question}], options)
         return

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from loraway.cli.client import GatewayClient, fail
 from loraway.settings import load_settings
@@ -52,7 +52,7 @@ def create(
 @app.command("list")
 def list_jobs(limit: int = 20) -> None:
     """The newest jobs first."""
-    table = Table("id", "status", "model", "result", "created")
+    table = Table(Column("id", no_wrap=True, min_width=32), "status", "model", "result", "created")
     for job in GatewayClient(load_settings()).get("/v1/fine_tuning/jobs", limit=limit)["data"]:
         created = datetime.fromtimestamp(job["created_at"]).strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(job["id"], job["status"], job["model"], job["fine_tuned_model"] or "", created)

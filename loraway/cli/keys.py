@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from gateway.keys import KeyStore, ensure_project
 from loraway.database import Database
@@ -33,7 +33,7 @@ def create(
 def list_keys(project: Annotated[str, typer.Option(help="Project.")] = "default") -> None:
     """The project's keys, by their last characters."""
     database = _database()
-    table = Table("id", "name", "ends in", "created", "revoked")
+    table = Table(Column("id", no_wrap=True, min_width=32), "name", "ends in", "created", "revoked")
     for key in KeyStore(database).list(ensure_project(database, project)):
         table.add_row(key.key_id, key.name, key.hint, _clock(key.created_at), _clock(key.revoked_at))
     console.print(table)

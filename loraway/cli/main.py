@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from rich.console import Console
 
 from loraway.cli import adapters, jobs, keys, processes, traffic, up
 from loraway.cli.chat import chat
+from loraway.cli.settings_reference import settings_reference
 from loraway.settings import load_settings
 
 app = typer.Typer(
@@ -27,8 +30,15 @@ app.add_typer(keys.app, name="keys")
 
 
 @app.command()
-def config() -> None:
+def config(
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Describe every setting, as Markdown.")
+    ] = False,
+) -> None:
     """Print the effective settings; secrets are hidden."""
+    if reference:
+        typer.echo(settings_reference(), nl=False)
+        return
     Console().print_json(load_settings().model_dump_json())
 
 
