@@ -117,7 +117,7 @@ class _Body:
             raise HTTPException(RequestTimedOut.status, late, {"connection": "close"}) from error
         self._received += len(message.get("body", b""))
         if self._received > self._limit:
-            raise HTTPException(PayloadTooLarge.status, _too_large(self._limit), {"connection": "close"})
+            raise HTTPException(PayloadTooLarge.status, _too_large(self._limit))
         self._is_complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
@@ -137,12 +137,11 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, scope: Scope, receive: Receive, error: LorawayError) -> None:
-        """Answer with an error."""
-        response = error_response(error)
-        headers = Headers(scope=scope)
-        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-            response.headers["connection"] = "close"  # its body stays unread
-        await response(scope, receive, self.send)
+        """Answer with an error; what is left of the body is read and dropped by the server's protocol.
+
+        Closing the connection instead would reset it, and the client would not see the answer.
+        """
+        await error_response(error)(scope, receive, self.send)
 
 
 def _too_large(limit: int) -> str:

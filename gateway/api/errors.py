@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
@@ -42,6 +43,29 @@ _BY_STATUS: Final[Mapping[int, type[LorawayError]]] = {
         RequestTimedOut,
         PayloadTooLarge,
     )
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    #: The place in the request.
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error."""
+
+    error: ErrorDetail
+
+
+#: What every route may answer besides its own, for the description of the interface.
+ERROR_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in (("4XX", "The request is wrong."), ("5XX", "Try again, or tell the operator."))
 }
 
 

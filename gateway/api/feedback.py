@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from gateway.api.routing import After, Fields, Limit, ListOf, Order, Project, Text, api_router
 from gateway.feedback import Answer, Feedback, FeedbackStore, Judgement, Preference
@@ -20,8 +20,12 @@ class AnswerBody(Fields):
     content: Text = Field(min_length=1, max_length=262_144)
 
 
+def _with_role(given: object) -> object:
+    return {"content": given} if isinstance(given, str) else given
+
+
 #: An answer, or just its text.
-AnswerOrText = AnswerBody | Annotated[Text, Field(min_length=1, max_length=262_144)]
+AnswerOrText = Annotated[AnswerBody, BeforeValidator(_with_role, json_schema_input_type=str | AnswerBody)]
 
 
 class PreferenceBody(Fields):
@@ -123,8 +127,8 @@ def _judgement(body: FeedbackBody) -> Judgement:
     )
 
 
-def _answer(given: AnswerBody | str) -> Answer:
-    return Answer(given if isinstance(given, str) else given.content)
+def _answer(given: AnswerBody) -> Answer:
+    return Answer(given.content)
 
 
 def _object(item: Feedback) -> FeedbackObject:

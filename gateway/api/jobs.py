@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Request
 
 from finetune.jobs.job import Job
+from finetune.jobs.request import METHODS
 from finetune.jobs.store import JobStore
 from finetune.jobs.submission import JobSubmission
 from gateway.api.job_objects import (
@@ -24,6 +25,45 @@ from loraway.ids import ProjectId
 #: The second is what OpenAI's first fine-tuning API was called; the routes are the same.
 PATHS = ("/v1/fine_tuning/jobs", "/v1/fine_tunes")
 _BATCH = 100
+#: For the description of the interface; `finetune.jobs.request.JobRequest` does the checking.
+_BODY: dict[str, Any] = {
+    "type": "object",
+    "required": ["model"],
+    "additionalProperties": False,
+    "properties": {
+        "model": {"type": "string", "description": "Base model to train on."},
+        "suffix": {"type": "string", "description": "Name of the adapter; its next version is made."},
+        "training_file": {"type": "string", "description": "Id of an uploaded file; or training_data."},
+        "validation_file": {"type": "string"},
+        "training_data": {
+            "type": "object",
+            "description": "Logged traffic to train on.",
+            "properties": {
+                "traffic": {
+                    "type": "object",
+                    "properties": {
+                        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+                        "model": {"type": "string"},
+                        "after": {"type": "number"},
+                        "before": {"type": "number"},
+                        "min_score": {"type": "number"},
+                    },
+                }
+            },
+        },
+        "method": {
+            "type": "object",
+            "required": ["type"],
+            "properties": {
+                "type": {"enum": list(METHODS)},
+                "supervised": {"type": "object", "properties": {"hyperparameters": {"type": "object"}}},
+            },
+        },
+        "hyperparameters": {"type": "object", "description": "OpenAI's older place for them."},
+        "seed": {"type": "integer", "minimum": 0},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
 
 
 class JobRoutes:
@@ -36,7 +76,7 @@ class JobRoutes:
     def router(self) -> APIRouter:
         router = api_router("Fine-tuning")
         for path in PATHS:
-            router.post(path)(self.create)
+            router.post(path, openapi_extra=_described(_BODY))(self.create)
             router.get(path, openapi_extra=METADATA_PARAMETER)(self.list_jobs)
             router.get(f"{path}/{{job_id}}")(self.retrieve)
             router.post(f"{path}/{{job_id}}/cancel")(self.cancel)
@@ -98,3 +138,7 @@ class JobRoutes:
                 if (wants_none and not metadata) or (not wants_none and pairs.items() <= metadata.items()):
                     yield job
             has_more, after = page.has_more, page.items[-1].job_id if page.items else None
+
+
+def _described(body: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.api.errors import ERROR_RESPONSES
 from gateway.metrics import Metrics
 from gateway.routing.source import SnapshotSource
 from loraway.database import Database
@@ -46,7 +47,7 @@ class OperationsRoutes:
         self._internal_key = internal_key
 
     def router(self) -> APIRouter:
-        router = APIRouter(tags=["Operations"])
+        router = APIRouter(tags=["Operations"], responses=ERROR_RESPONSES)
         router.get("/healthz")(self.is_healthy)
         router.get("/readyz")(self.is_ready)
         router.get("/metrics", response_class=Response)(self.read_metrics)

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, StringConstraints
 
+from gateway.api.errors import ERROR_RESPONSES
 from gateway.routing.snapshot import Key
 from loraway.errors import InvalidRequest
 from loraway.ids import ProjectId
@@ -78,7 +79,13 @@ class JsonRoute(APIRoute):
 def api_router(tag: str) -> APIRouter:
     """A router for one kind of object."""
     bearer = Depends(HTTPBearer(auto_error=False, description="`Authorization: Bearer sk-loraway-...`"))
-    return APIRouter(tags=[tag], route_class=JsonRoute, dependencies=[bearer], strict_content_type=False)
+    return APIRouter(
+        tags=[tag],
+        route_class=JsonRoute,
+        dependencies=[bearer],
+        responses=ERROR_RESPONSES,
+        strict_content_type=False,
+    )
 
 
 Item = TypeVar("Item", bound=BaseModel)

@@ -1,0 +1,104 @@
+"""A control plane for each test, on an event loop in a thread of its own: tests use blocking clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from loadtest.simulator.engine import SimulatedEngine
+from loraway.database import Database
+from loraway.settings import Settings, changed
+from tests.integration.api.plane import ControlPlane, running
+from tests.integration.deployment import PROJECT, Deployment, deploy
+
+
+@pytest.fixture
+def portal() -> Iterator[BlockingPortal]:
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """A control plane and the way onto its event loop."""
+
+    plane: ControlPlane
+    portal: BlockingPortal
+
+    def store(self, *words: str, **fields: Any) -> str:
+        """Log a completion; returns its id."""
+        return self.portal.call(lambda: self.plane.store(*words, **fields))
+
+
+def make_settings(folder: Path, database_url: str) -> Settings:
+    return Settings(
+        data_dir=folder / "data",
+        database={"url": database_url},
+        gateway={
+            "snapshot_poll_seconds": 0.01,
+            "max_upload_bytes": 2**20,
+            "timeouts": {"request_arrival_seconds": 0.5},
+        },
+        controller={"port": 1},
+    )
+
+
+#: Runs a test on SQLite and on PostgreSQL; without it, on SQLite.
+on_each_database = pytest.mark.parametrize("database_kind", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture
+def driven(
+    tmp_path: Path, database_kind: str, portal: BlockingPortal, request: pytest.FixtureRequest
+) -> Iterator[Driven]:
+    """Without a controller."""
+    settings = make_settings(tmp_path, request.getfixturevalue(f"{database_kind}_url"))
+    with portal.wrap_async_context_manager(running(settings)) as plane:
+        yield Driven(plane, portal)
+
+
+@pytest.fixture
+def plane(driven: Driven) -> ControlPlane:
+    return driven.plane
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A control plane with a controller and a simulated engine behind it."""
+
+    plane: ControlPlane
+    deployment: Deployment
+    engine: SimulatedEngine
+    portal: BlockingPortal
+
+    def train_and_roll_out(self, name: str = "codename") -> None:
+        """The next version of an adapter, under its alias."""
+
+        async def roll_out() -> None:
+            await self.deployment.roll_out(self.deployment.train(name), name)
+
+        self.portal.call(roll_out)
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, sqlite_url: str, portal: BlockingPortal) -> Iterator[Deployed]:
+    """`mine` is the project that the deployment's adapters belong to."""
+    database = Database(sqlite_url)
+    wrap = portal.wrap_async_context_manager
+    with wrap(SimulatedEngine("vllm", api_key="engine-key")) as engine:  # noqa: SIM117 - each needs the one before
+        with wrap(deploy(tmp_path, database, engine)) as deployment:
+            settings = changed(deployment.settings, "controller", port=deployment.controller.port)
+            with wrap(running(settings, ("test", "other"))) as plane:
+                assert plane.mine.project_id == PROJECT
+                yield Deployed(plane, deployment, engine, portal)
+    database.dispose()
