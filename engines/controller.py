@@ -27,6 +27,7 @@ from engines.reconciler import Reconciler
 from engines.rollout import Rollouts
 from loraway import models
 from loraway.database import Database
+from loraway.errors import NotFound
 from loraway.secrets import read_or_create_secret
 from loraway.settings import Settings, load_settings
 
@@ -69,6 +70,8 @@ class Controller:
     async def _enrol(self) -> None:
         engine_settings, base_model = self._settings.engine, self._settings.engine.base_model
         folder = self._settings.model_path
+        if not (folder / "config.json").is_file():
+            raise NotFound(f"The base model {base_model} has no folder here; set engine.model_path to it.")
         await asyncio.to_thread(
             self.fleet.rows.write_base_model,
             BaseModel(base_model, str(folder), models.base_revision(folder), models.template_sha256(folder)),

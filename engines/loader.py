@@ -75,6 +75,7 @@ class Loader:
                 await self._fleet.record_used(replica, version.version_id)
                 return LoadReport(replica, True, 0.0, None)
             incarnation = replica.incarnation
+            await self._wait_for_unload(replica, version.engine_name)
             await self._read_loaded(replica)
             was_loaded = version.engine_name in replica.loaded
             if not was_loaded:
@@ -144,6 +145,15 @@ class Loader:
                     f"room for {wanted.engine_name}.",
                     retry_after_seconds=_RETRY_SECONDS,
                 )
+
+    async def _wait_for_unload(self, replica: Replica, engine_name: str) -> None:
+        """A version that is asked for again while it is being unloaded comes back after that."""
+        task = replica.unloads.get(engine_name)
+        if task is not None and not (await asyncio.wait({task}, timeout=_ROOM_SECONDS))[0]:
+            raise AdapterNotLoaded(
+                f"The engine at {replica.engine.url} still runs requests of {engine_name}, then unloads it.",
+                retry_after_seconds=_RETRY_SECONDS,
+            )
 
     async def _load(self, replica: Replica, version: Version) -> None:
         path = str(version.path)

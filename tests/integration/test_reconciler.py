@@ -226,6 +226,31 @@ async def test_an_unload_that_waits_for_a_stream_keeps_no_load_waiting(
             lambda: set(engine.replica.adapters.resident) == {second.engine_name, third.engine_name},
             "the first is unloaded once its request has ended",
         )
+        await deployment.client.load(first.version_id)
+        assert first.engine_name in deployment.loaded(engine)
+        assert engine.replica.adapters.evictions == 0
+
+
+async def test_a_version_asked_for_while_it_is_unloaded_comes_back(
+    tmp_path: Path, migrated: Database
+) -> None:
+    async with (
+        SimulatedEngine("sglang", api_key=KEY, max_loaded_adapters=SLOTS, inter_token_seconds=0.05) as engine,
+        deploy(tmp_path, migrated, engine, slots=SLOTS) as deployment,
+    ):
+        first, *others = (deployment.train(f"cold-{index}", references=[]) for index in range(SLOTS))
+        await deployment.client.load(first.version_id)
+        stream = asyncio.create_task(deployment.ask(engine, first, max_tokens=30))
+        await eventually(lambda: engine.replica.running == 1, "a request runs on the first")
+        for version in others:
+            await deployment.client.load(version.version_id)
+        await eventually(lambda: first.engine_name not in deployment.loaded(engine), "its unload has begun")
+
+        await deployment.client.load(first.version_id)
+
+        assert (await stream).status_code == 200
+        assert first.engine_name in deployment.loaded(engine)
+        assert (await deployment.ask(engine, first)).status_code == 200
         assert engine.replica.adapters.evictions == 0
 
 
