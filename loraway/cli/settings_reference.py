@@ -12,8 +12,8 @@ from loraway.settings import Settings
 
 _HEAD = """# Settings
 
-Read from `loraway.toml` in the working folder (or the file that `LORAWAY_CONFIG` names); the environment goes
-first: `LORAWAY_GATEWAY__PORT` is `gateway.port`. `loraway config` prints the effective tree with secrets hidden.
+Read from `loraway.toml` in the working folder, or the file that `LORAWAY_CONFIG` names. The environment wins
+(`LORAWAY_GATEWAY__PORT` sets `gateway.port`). `loraway config` prints the effective tree with secrets hidden.
 This page is made by `loraway config --reference`.
 
 | setting | type | default | what it is for |
