@@ -64,6 +64,7 @@ class TrafficLog:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._statements = _Statements(database)
+        self._connection: Connection | None = None
         self.waiting = 0
         self.stored = 0
         self.failed = 0
@@ -102,25 +103,26 @@ class TrafficLog:
     # -- the writer thread
 
     def _run(self) -> None:
-        last_commit = 0.0
-        running = True
-        while running:
-            first = self._queue.get()
-            if first is None:
-                return
-            # A lone record is committed at once; under load commits keep this distance and share the cost.
-            pause = last_commit + self._settings.flush_seconds - time.monotonic()
-            if pause > 0:
-                time.sleep(pause)
+        batch: list[_Waiting] = []
+        while (first := self._queue.get()) is not None:
+            # Who stores one after the other is answered at once; those that come together share a commit.
+            if len(batch) > 1:
+                time.sleep(self._settings.flush_seconds)
             batch = [first]
-            while len(batch) < BATCH_LIMIT and not self._queue.empty():
-                following = self._queue.get()
-                if following is None:
-                    running = False
-                    break
-                batch.append(following)
+            is_last = self._gather(batch)
             self._write_or_refuse(batch)
-            last_commit = time.monotonic()
+            if is_last:
+                break
+        self._disconnect()
+
+    def _gather(self, batch: list[_Waiting]) -> bool:
+        """Add what waits to the batch; whether the end of all work was among it."""
+        while len(batch) < BATCH_LIMIT and not self._queue.empty():
+            following = self._queue.get()
+            if following is None:
+                return True
+            batch.append(following)
+        return False
 
     def _write_or_refuse(self, batch: list[_Waiting]) -> None:
         try:
@@ -160,10 +162,10 @@ class TrafficLog:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                with self._database.write() as connection:
-                    self._statements.insert(connection, rows)
+                self._insert(rows)
                 return {}
             except SQLAlchemyError as error:
+                self._disconnect()
                 if not _may_pass(error):
                     return self._commit_singly(rows, error)
                 if time.monotonic() + pause > deadline:
@@ -173,6 +175,18 @@ class TrafficLog:
                 _LOG.warning("traffic: trying again in %.2f s: %s", pause, _reason(error))
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
+
+    def _insert(self, rows: Sequence[CompletionRow]) -> None:
+        """One transaction on the writer's own connection: taking one from the pool costs as much again."""
+        if self._connection is None:
+            self._connection = self._database.engine.connect()
+        with self._connection.begin():
+            self._statements.insert(self._connection, rows)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _commit_singly(
         self, rows: Sequence[CompletionRow], error: SQLAlchemyError

@@ -120,7 +120,7 @@ def _fill(database: Database, api_key: str, engine_port: int) -> None:
                 "id": "version-bench",
                 "adapter_id": "adapter-bench",
                 "number": 1,
-                "engine_name": f"{ALIAS}@1.bench0",
+                "engine_name": _BASE_MODEL,  # what the fake engine says that it is
                 "folder": "none",
                 "rank": 16,
                 "manifest": {},
