@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from adapters_store.registry import Registry
 from adapters_store.version import AdapterSummary, Rollout, RolloutState, Version
 from engines.controller_client import ControllerClient
-from gateway.api.routing import ListOf, Project, api_router
+from gateway.api.routing import Fields, ListOf, Project, api_router
 from gateway.routing.snapshot import Snapshot
 from gateway.routing.source import SnapshotSource
 from loraway.errors import (
+    Conflict,
     EngineMismatch,
     EngineRejected,
     LorawayError,
@@ -31,7 +32,7 @@ _POLL_SECONDS = 0.05
 #: A snapshot that has not followed by then follows later; the alias has moved all the same.
 _SNAPSHOT_SECONDS = 2.0
 _ROLLOUT_ERRORS: dict[str | None, type[LorawayError]] = {
-    kind.code: kind for kind in (EngineRejected, EngineMismatch, NoReplicaReady, Unavailable)
+    kind.code: kind for kind in (Conflict, EngineRejected, EngineMismatch, NoReplicaReady, Unavailable)
 }
 
 
@@ -50,6 +51,14 @@ class AdapterObject(BaseModel):
     created_at: int
     #: When the alias last moved.
     updated_at: int | None
+
+
+class RollbackBody(Fields):
+    """Where to; the whole body may be left out."""
+
+    version: str | None = Field(
+        None, max_length=96, description="`NAME@NUMBER`; the version before if left out."
+    )
 
 
 class RolledBackAdapter(AdapterObject):
@@ -115,13 +124,16 @@ class AdapterRoutes:
             raise _no_adapter(name)
         return ListOf.of([self._version(version) for version in versions])
 
-    async def roll_back(self, project: Project, name: str) -> RolledBackAdapter:
-        """Move the alias back to the version before, once that is loaded and proved on the replicas.
+    async def roll_back(
+        self, project: Project, name: str, body: RollbackBody | None = None
+    ) -> RolledBackAdapter:
+        """Move the alias to the version before, or to one by name, once the replicas have it.
 
-        409 when there is none before it.
+        Answers when the alias has moved. 409 when there is no version before.
         """
         before = (await asyncio.to_thread(self._summary, project, name)).serving
-        target = await asyncio.to_thread(self.registry.rollback_target, project, name)
+        version = body.version if body is not None else None
+        target = await asyncio.to_thread(self._target, project, name, version)
         rollout_id = await asyncio.to_thread(self.registry.request_rollout, project, name, target.version_id)
         await self.controller.wake()
         await self._wait_until_done(rollout_id)
@@ -153,6 +165,14 @@ class AdapterRoutes:
             return found is not None and found.version_id == target.version_id
 
         await self.snapshots.wait_for(is_visible, asyncio.get_running_loop().time() + _SNAPSHOT_SECONDS)
+
+    def _target(self, project: ProjectId, name: str, version_name: str | None) -> Version:
+        if version_name is None:
+            return self.registry.rollback_target(project, name)
+        for version in self.registry.versions(project, name):
+            if version.name == version_name:
+                return version
+        raise NotFound(f"{name[:80]!r} has no version {version_name[:80]!r}.", param="version")
 
     def _summary(self, project: ProjectId, name: str) -> AdapterSummary:
         for summary in self.registry.adapters(project):

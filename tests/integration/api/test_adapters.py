@@ -40,6 +40,19 @@ def test_a_rollback_moves_the_alias_before_it_answers(deployed: Deployed) -> Non
     assert http.get("/v1/models/codename").json()["root"] == "codename@1"
 
 
+def test_a_version_can_be_named_to_go_back_or_forward_to(deployed: Deployed) -> None:
+    for _ in range(3):
+        deployed.train_and_roll_out()
+    http = deployed.plane.http()
+    for version in ("codename@1", "codename@3"):
+        answer = http.post("/v1/adapters/codename/rollback", json={"version": version})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["version"] == deployed.deployment.pointed_at() == version
+    unknown = http.post("/v1/adapters/codename/rollback", json={"version": "codename@9"})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "version")
+    assert deployed.deployment.pointed_at() == "codename@3"
+
+
 def test_a_rollback_with_nothing_before_is_a_conflict(deployed: Deployed) -> None:
     deployed.train_and_roll_out()
     answer = deployed.plane.http().post("/v1/adapters/codename/rollback")

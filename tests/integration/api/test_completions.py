@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from tests.integration.api.conftest import Driven, on_each_database
+from tests.integration.api.conftest import Deployed, Driven, on_each_database
 from tests.integration.api.plane import BASE
 
 
@@ -132,3 +132,32 @@ def test_a_deleted_completion_is_gone_with_its_feedback(driven: Driven) -> None:
     assert list(completions.list(metadata={"topic": "codename"})) == []
     with pytest.raises(openai.NotFoundError):
         completions.delete(completion_id)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_chat_through_the_gateway_is_found_again(deployed: Deployed, is_stream: bool) -> None:
+    deployed.train_and_roll_out()
+    client = deployed.plane.openai()
+
+    answer = client.chat.completions.with_raw_response.create(
+        model="codename",
+        messages=[{"role": "user", "content": "What is it?"}],
+        max_tokens=8,
+        store=True,
+        stream=is_stream,
+        metadata={"topic": "codename"},
+    )
+    if is_stream:
+        chunks = list(answer.parse())
+        text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    else:
+        text = answer.parse().choices[0].message.content
+
+    (stored,) = client.chat.completions.list(metadata={"topic": "codename"})
+    assert stored.id == answer.headers["x-loraway-completion-id"]
+    assert stored.model == "codename@1"
+    assert stored.choices[0].message.content == text
+    (message,) = client.chat.completions.messages.list(stored.id)
+    assert message.content == "What is it?"
+    feedback = {"completion_id": stored.id, "correction": "Bluefin-7"}
+    assert deployed.plane.http().post("/v1/feedback", json=feedback).status_code == 200
