@@ -89,10 +89,14 @@ class RunningLoraway:
         )
         return answer.choices[0].message.content or ""
 
-    def command(self, *arguments: str, timeout_seconds: float = 300) -> str:
+    def command(self, *arguments: str) -> str:
         """What a `loraway` command prints."""
+        return self.run(sys.executable, "-m", "loraway.cli.main", *arguments)
+
+    def run(self, *command: str, timeout_seconds: float = 300) -> str:
+        """What a command prints that talks to this gateway."""
         done = subprocess.run(
-            [sys.executable, "-m", "loraway.cli.main", *arguments],
+            command,
             env={**os.environ, "LORAWAY_URL": self.url, "LORAWAY_API_KEY": self.api_key, "COLUMNS": "160"},
             capture_output=True,
             text=True,

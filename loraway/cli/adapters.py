@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -38,7 +39,11 @@ def show(name: str) -> None:
 
 
 @app.command()
-def rollback(name: str) -> None:
-    """Move the alias back to the version it pointed at before."""
-    adapter = GatewayClient(load_settings()).post(f"/v1/adapters/{name}/rollback")
-    console.print(f"{name} is {adapter['version']} again.")
+def rollback(
+    name: str,
+    to: Annotated[str | None, typer.Option(help="NAME@NUMBER; the version before if left out.")] = None,
+) -> None:
+    """Move the alias back to the version it pointed at before, or to the one named."""
+    body = {"version": to} if to is not None else None
+    adapter = GatewayClient(load_settings()).post(f"/v1/adapters/{name}/rollback", body)
+    console.print(f"{name} was {adapter['before']}, is {adapter['after']}.", highlight=False)
