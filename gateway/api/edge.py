@@ -87,9 +87,10 @@ class Edge:
         return _Body(receive, limit, self._limits.arrival_seconds).receive
 
     def _authenticate(self, headers: Headers) -> Key:
+        """As the data plane does: a bearer token, or the header of Anthropic's clients."""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            raise AuthenticationFailed
+            secret = headers.get("x-api-key", "")
         key = self._snapshots.current.keys.get(digest_of(secret.strip().encode("latin-1")))
         if key is None:
             raise AuthenticationFailed

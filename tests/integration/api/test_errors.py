@@ -89,6 +89,11 @@ def test_the_clients_request_id_comes_back(plane: ControlPlane) -> None:
     assert insane.headers["x-request-id"].startswith("req_")
 
 
+def test_a_key_may_come_as_anthropics_clients_send_it(plane: ControlPlane) -> None:
+    answer = httpx.get(f"{plane.url}/v1/models", headers={"x-api-key": plane.mine.secret}, trust_env=False)
+    assert answer.status_code == 200
+
+
 def test_a_revoked_key_is_refused_soon_and_a_new_one_let_in(plane: ControlPlane) -> None:
     keys = KeyStore(plane.parts.database)
     secret, key = keys.create(plane.mine.project_id, "second")

@@ -129,12 +129,13 @@ def test_each_route_needs_a_key(owned: Owned) -> None:
         {"authorization": f"Basic {owned.plane.mine.secret}"},
         {"authorization": owned.plane.mine.secret},
         {"authorization": "Bearer"},
+        {"x-api-key": "sk-loraway-wrong"},
+        {"api-key": owned.plane.mine.secret},
     ]
     before = owned.everything()
     with httpx.Client(base_url=owned.plane.url, trust_env=False) as http:
         for headers in wrong:
-            http.headers.pop("authorization", None)
-            http.headers.update(headers)
+            http.headers = httpx.Headers(headers)
             answers = {send(http, owned, method, path).text for method, path in routes(owned.plane)}
             assert len(answers) == 1, "the same answer everywhere"
             assert '"invalid_api_key"' in answers.pop()
