@@ -40,7 +40,7 @@ class Limits:
 
     json_bytes: int
     upload_bytes: int
-    #: The longest pause before the next part of a body.
+    #: Until a whole JSON body is here; for an upload, until its next part is.
     arrival_seconds: float
 
 
@@ -63,9 +63,11 @@ class Edge:
         answer = _Answer(send, request_id_of(dict(scope["headers"])).decode())
         try:
             body = self._admit(scope, receive)
-            await self._app(scope, body, answer.send)
         except LorawayError as error:
             await answer.refuse(scope, receive, error)
+            return
+        try:
+            await self._app(scope, body, answer.send)
         except Exception:  # the request's outermost edge
             _LOG.exception("%s: %s %s failed", answer.request_id, scope["method"], scope["path"])
             if answer.has_begun:
@@ -84,7 +86,7 @@ class Edge:
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
             raise PayloadTooLarge(_too_large(limit))
-        return _Body(receive, limit, self._limits.arrival_seconds).receive
+        return _Body(receive, limit, self._limits.arrival_seconds, may_take_long=is_upload).receive
 
     def _authenticate(self, headers: Headers) -> Key:
         """As the data plane does: a bearer token, or the header of Anthropic's clients."""
@@ -100,10 +102,12 @@ class Edge:
 class _Body:
     """Receives a body within its limits; what breaks them ends the request as the framework's own error."""
 
-    def __init__(self, receive: Receive, limit: int, arrival_seconds: float) -> None:
+    def __init__(self, receive: Receive, limit: int, arrival_seconds: float, *, may_take_long: bool) -> None:
         self._receive = receive
         self._limit = limit
         self._arrival_seconds = arrival_seconds
+        self._may_take_long = may_take_long
+        self._deadline = self._next_deadline()
         self._received = 0
         self._is_complete = False
 
@@ -111,7 +115,7 @@ class _Body:
         if self._is_complete:  # waiting for the client to go away, which may take as long as it likes
             return await self._receive()
         try:
-            async with asyncio.timeout(self._arrival_seconds):
+            async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError as error:
             late = f"The rest of the body did not arrive within {self._arrival_seconds:g} seconds."
@@ -120,7 +124,12 @@ class _Body:
         if self._received > self._limit:
             raise HTTPException(PayloadTooLarge.status, _too_large(self._limit))
         self._is_complete = message["type"] != "http.request" or not message.get("more_body", False)
+        if self._may_take_long:
+            self._deadline = self._next_deadline()
         return message
+
+    def _next_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._arrival_seconds
 
 
 class _Answer:

@@ -130,7 +130,8 @@ def test_a_json_body_over_a_mebibyte_is_refused_announced_or_not(plane: ControlP
         assert error_of(answer)["code"] == "request_too_large"
 
 
-def test_a_body_that_does_not_arrive_is_given_up(driven: Driven) -> None:
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_body_that_does_not_arrive_in_time_is_given_up(driven: Driven, drips: bool) -> None:
     timeouts = driven.plane.parts.settings.gateway.timeouts
     assert timeouts.request_arrival_seconds == 0.5
     host, port = "127.0.0.1", int(driven.plane.url.rsplit(":", 1)[1])
@@ -140,11 +141,26 @@ def test_a_body_that_does_not_arrive_is_given_up(driven: Driven) -> None:
     )
     with socket.create_connection((host, port), timeout=10) as connection:
         connection.sendall(head.encode())
+        if drips:
+            drip(connection)
         answer = b""
         while chunk := connection.recv(65_536):
             answer += chunk
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"request_timeout"' in answer
+
+
+def drip(connection: socket.socket) -> None:
+    """A byte now and then, never pausing for long, until there is an answer."""
+    connection.settimeout(0.1)
+    for _ in range(90):
+        try:
+            connection.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            connection.sendall(b" ")
+        else:
+            break
+    connection.settimeout(10)
 
 
 def test_a_database_that_does_not_answer_is_unavailable(
