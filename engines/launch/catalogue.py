@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from engines.launch.sglang_cpu import SGLangOnCPU
 from engines.launch.sglang_cuda import SGLangOnCUDA
 from engines.launch.vllm_cpu import VLLMOnCPU
 from engines.launch.vllm_cuda import VLLMOnCUDA
-from loraway.errors import EngineUnreachable
+from loraway.errors import EngineUnreachable, Unavailable
 from loraway.settings import Settings
 
 LAUNCHERS: dict[tuple[LocalEngineKind, Device], Launcher] = {
@@ -22,6 +23,10 @@ LAUNCHERS: dict[tuple[LocalEngineKind, Device], Launcher] = {
     ("sglang", "cpu"): SGLangOnCPU(),
     ("sglang", "cuda"): SGLangOnCUDA(),
 }
+
+_OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT = 20_000
+_PORTS_TRIED = 200
 
 
 def spec_for(kind: LocalEngineKind, settings: Settings, *, port: int, api_key: str) -> LaunchSpec:
@@ -58,11 +63,22 @@ def command_for(spec: LaunchSpec) -> Command:
 
 
 def choose_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as listening:
-        listening.bind((host, 0))
-        port: int = listening.getsockname()[1]
-        return port
+    """A TCP port that is free now and will likely be when a slow server binds it, or binds it once more.
+
+    Taken from below the range of which the system gives each outgoing connection a port. From inside it, any
+    connection could take the port before the engine has it; and one that polls the port itself could be given
+    that very port, connect to itself, and hold it.
+    """
+    first_outgoing = int(_OUTGOING_PORTS.read_text(encoding="ascii").split()[0])
+    candidates = range(_LOWEST_PORT, first_outgoing)
+    for port in random.SystemRandom().sample(candidates, k=min(_PORTS_TRIED, len(candidates))):
+        with socket.socket() as listening:
+            try:
+                listening.bind((host, port))
+            except OSError:  # taken
+                continue
+            return port
+    raise Unavailable(f"No TCP port between {_LOWEST_PORT} and {first_outgoing} is free; name one.")
 
 
 def _sglang_python(setting: Path | None) -> Path:

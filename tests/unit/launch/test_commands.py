@@ -1,11 +1,13 @@
 """What each launcher runs."""
 
+import random
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engines.launch.catalogue import command_for, spec_for
+from engines.launch.catalogue import choose_port, command_for, spec_for
 from engines.launch.launcher import LaunchSpec
 from engines.launch.sglang_cpu import STAND_INS
 from loraway.errors import EngineUnreachable
@@ -155,3 +157,24 @@ def test_missing_sglang_environment_is_named_with_what_to_do(tmp_path: Path) -> 
 
     with pytest.raises(EngineUnreachable, match="make setup-sglang"):
         spec_for("sglang", settings, port=1, api_key="k")
+
+
+def test_chosen_port_can_be_bound_and_is_none_that_an_outgoing_connection_may_get() -> None:
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = {choose_port() for _ in range(20)}
+
+    assert len(ports) > 1
+    for port in ports:
+        assert 1024 < port < first_outgoing
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_taken_port_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))
+        free_port = free.getsockname()[1]
+        free.close()
+        monkeypatch.setattr(random.SystemRandom, "sample", lambda *_, k: [taken.getsockname()[1], free_port])
+
+        assert choose_port() == free_port
