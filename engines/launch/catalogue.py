@@ -71,14 +71,16 @@ def choose_port(host: str = "127.0.0.1") -> int:
     """
     first_outgoing = int(_OUTGOING_PORTS.read_text(encoding="ascii").split()[0])
     candidates = range(_LOWEST_PORT, first_outgoing)
-    for port in random.SystemRandom().sample(candidates, k=min(_PORTS_TRIED, len(candidates))):
+    tried = random.SystemRandom().sample(candidates, k=min(_PORTS_TRIED, len(candidates)))
+    for port in (*tried, 0):  # 0: what the system gives, where nothing below the range is free
         with socket.socket() as listening:
             try:
                 listening.bind((host, port))
             except OSError:  # taken
                 continue
-            return port
-    raise Unavailable(f"No TCP port between {_LOWEST_PORT} and {first_outgoing} is free; name one.")
+            chosen: int = listening.getsockname()[1]
+            return chosen
+    raise Unavailable(f"No TCP port is free on {host}.")
 
 
 def _sglang_python(setting: Path | None) -> Path:
