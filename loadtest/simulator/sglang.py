@@ -191,7 +191,7 @@ class SglangDialect:
     async def _refuse_full(self, is_stream: bool, responder: Responder) -> None:
         """A full queue: a status, or inside a stream that begins with 200."""
         if not is_stream:
-            raise _error(503, "SERVICE_UNAVAILABLE", _QUEUE_FULL)
+            raise _error(503, "503", _QUEUE_FULL)
         responder.start_stream()
         await responder.send_event({"error": error_body(503, "SERVICE_UNAVAILABLE", _QUEUE_FULL)})
         responder.end_stream()

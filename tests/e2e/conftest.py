@@ -91,6 +91,18 @@ async def sglang_engine(start_engine: StartEngine) -> EngineProcess:
     return await start_engine("sglang")
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def small_vllm_engine(start_engine: StartEngine, two_layer_model: Path) -> EngineProcess:
+    """A real vLLM that serves the two-layer model: for what an engine does, not for what it says."""
+    return await start_engine("vllm", model_path=two_layer_model)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def small_sglang_engine(start_engine: StartEngine, two_layer_model: Path) -> EngineProcess:
+    """A real SGLang that serves the two-layer model."""
+    return await start_engine("sglang", model_path=two_layer_model)
+
+
 @pytest.fixture(scope="session")
 def random_adapter(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RandomAdapter:
     """A factory of adapters for the embedded model; equal arguments give equal weights in a new folder."""

@@ -77,6 +77,16 @@ class EngineUnderTest:
             for name in (*row.needs, *row.leaves):
                 self.change("unload", {"lora_name": name})
 
+    def loaded(self) -> list[str]:
+        """The adapters that it lists."""
+        cards = self.client.get("/v1/models").json()["data"]
+        return [card["id"] for card in cards if card["parent"]]
+
+    def empty(self) -> None:
+        """Unload what other tests have left."""
+        for name in self.loaded():
+            self.change("unload", {"lora_name": name})
+
     def change(self, what: str, body: dict[str, str]) -> httpx.Response:
         return self.client.post(f"{self._prefix}/{what}_lora_adapter", json=body)
 

@@ -21,11 +21,11 @@ import pytest
 
 from engines.launch.catalogue import choose_port, spec_for
 from engines.launch.process import EngineProcess
+from loadtest.running import eventually
 from loraway.settings import Settings
 from tests.adapters import ModelSize, write_adapter
 from tests.e2e.contract import Answered, EngineUnderTest, comparable, differences
 from tests.e2e.contract_rows import SGLANG, VLLM, Row, chat
-from loadtest.running import eventually
 
 
 @contextmanager
@@ -55,25 +55,27 @@ def pair(real: EngineProcess, folder: Path) -> Iterator[tuple[EngineUnderTest, E
         *("--max-model-len", str(real.spec.max_model_len)),
     )
     with simulator(real.spec.kind, *limits) as url:
-        yield (
+        both = (
             EngineUnderTest(real.spec.kind, real.url, real.spec.api_key, str(folder)),
             EngineUnderTest(real.spec.kind, url, "K", str(folder)),
         )
+        both[0].empty()
+        yield both
 
 
 @pytest.fixture(scope="module")
 def vllm(
-    vllm_engine: EngineProcess, tmp_path_factory: pytest.TempPathFactory
+    small_vllm_engine: EngineProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[EngineUnderTest, EngineUnderTest]]:
-    with pair(vllm_engine, tmp_path_factory.mktemp("vllm")) as both:
+    with pair(small_vllm_engine, tmp_path_factory.mktemp("vllm")) as both:
         yield both
 
 
 @pytest.fixture(scope="module")
 def sglang(
-    sglang_engine: EngineProcess, tmp_path_factory: pytest.TempPathFactory
+    small_sglang_engine: EngineProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[EngineUnderTest, EngineUnderTest]]:
-    with pair(sglang_engine, tmp_path_factory.mktemp("sglang")) as both:
+    with pair(small_sglang_engine, tmp_path_factory.mktemp("sglang")) as both:
         yield both
 
 
@@ -95,17 +97,12 @@ def test_simulated_sglang_answers_as_sglang(
     check(row, sglang)
 
 
-def names(engine: EngineUnderTest) -> list[str]:
-    cards = engine.client.get("/v1/models").json()["data"]
-    return [card["id"] for card in cards if card["parent"]]
-
-
 def overfill(engine: EngineUnderTest, folder: Path, limit: int, size: ModelSize) -> list[str]:
     """Load one adapter more than there is room for; the names that are listed then."""
     for seed in range(limit + 1):
         path = write_adapter(folder / f"over{seed}", seed, size=size)
         assert engine.change("load", {"lora_name": path.name, "lora_path": str(path)}).status_code == 200
-    return names(engine)
+    return engine.loaded()
 
 
 def asks(engine: EngineUnderTest, adapter: str) -> Answered:
@@ -116,9 +113,9 @@ def asks(engine: EngineUnderTest, adapter: str) -> Answered:
 
 
 def test_past_its_limit_vllm_lists_every_adapter_and_reads_evicted_ones_again(
-    vllm: tuple[EngineUnderTest, EngineUnderTest], vllm_engine: EngineProcess, tmp_path: Path
+    vllm: tuple[EngineUnderTest, EngineUnderTest], small_vllm_engine: EngineProcess, tmp_path: Path
 ) -> None:
-    spec = vllm_engine.spec
+    spec = small_vllm_engine.spec
     size = ModelSize.read(spec.model_path)
     seen = []
     for engine in vllm:
@@ -133,15 +130,15 @@ def test_past_its_limit_vllm_lists_every_adapter_and_reads_evicted_ones_again(
 
 
 def test_past_its_limit_sglang_drops_the_least_recently_used_and_loads_it_again_when_asked(
-    sglang: tuple[EngineUnderTest, EngineUnderTest], sglang_engine: EngineProcess, tmp_path: Path
+    sglang: tuple[EngineUnderTest, EngineUnderTest], small_sglang_engine: EngineProcess, tmp_path: Path
 ) -> None:
-    spec = sglang_engine.spec
+    spec = small_sglang_engine.spec
     size = ModelSize.read(spec.model_path)
     seen = []
     for engine in sglang:
         listed = overfill(engine, tmp_path, spec.max_cpu_loras, size)
         answer = asks(engine, "over0")
-        listed_after = names(engine)
+        listed_after = engine.loaded()
         for name in listed_after:
             engine.change("unload", {"lora_name": name})
         revoked = asks(engine, "over0")
@@ -218,7 +215,8 @@ def test_a_full_queue_is_a_503_or_an_event_in_a_stream_that_began_with_200(
                 engine.client.stream("POST", row.path, json=body) as running,
                 ThreadPoolExecutor() as threads,
             ):
-                next(running.iter_lines())
+                lines = running.iter_lines()  # kept: httpx ends the request when this is collected
+                next(lines)
                 second = threads.submit(engine.answer, chat("waits", 200))
                 eventually(partial(is_waiting, engine.client), within_seconds=20, what="one request waits")
                 answers.append(engine.answer(row))

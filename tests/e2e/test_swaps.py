@@ -72,13 +72,13 @@ async def check_swaps(engine: EngineProcess, folder: Path) -> None:
 
 @pytest.mark.timeout(400)
 async def test_streams_through_swaps_keep_their_version_on_vllm(
-    vllm_engine: EngineProcess, tmp_path: Path
+    small_vllm_engine: EngineProcess, tmp_path: Path
 ) -> None:
-    await check_swaps(vllm_engine, tmp_path)
+    await check_swaps(small_vllm_engine, tmp_path)
 
 
 @pytest.mark.timeout(400)
 async def test_streams_through_swaps_keep_their_version_on_sglang(
-    sglang_engine: EngineProcess, tmp_path: Path
+    small_sglang_engine: EngineProcess, tmp_path: Path
 ) -> None:
-    await check_swaps(sglang_engine, tmp_path)
+    await check_swaps(small_sglang_engine, tmp_path)
