@@ -14,8 +14,9 @@ from loraway.errors import InvalidJSON, InvalidRequest
 
 _KEY: Final = b'"model"'
 _MODEL: Final = re.compile(rb'"model"\s*:\s*("[^"\\]*")')
-#: The letters of `model` may be written as escapes of this form; then the text cannot be spliced.
-_ESCAPED_LETTER: Final = b"\\u006"
+#: `model` is looked for so far from either end of the body: scanning a long prompt would cost more than
+#: everything else that is done with it.
+_NEAR: Final = 1024
 
 #: Fields by which an engine would be steered past `model` or into other engines: SGLang takes an adapter from
 #: `lora_path`, both take addresses and ids of transfers between engines.
@@ -82,15 +83,34 @@ def parse_body(path: bytes, body: bytes) -> Asked:
 
 
 def with_model(asked: Asked, quoted_model: bytes) -> bytes:
-    """The body with another model, given as JSON text.
-
-    Spliced where the key can only be the one that was parsed, else written anew: a second `"model"`, or one
-    spelled with escapes, must never reach the engine as another model than the one that was resolved.
-    """
+    """The body with another model, given as JSON text: spliced where its place is certain, else anew."""
     body = asked.body
-    place = body.find(_KEY)
-    if place >= 0 and body.find(_KEY, place + 7) < 0 and _ESCAPED_LETTER not in body:
+    place = _place_of_model(body)
+    if place >= 0:
         match = _MODEL.match(body, place)
-        if match is not None:
-            return body[: match.start(1)] + quoted_model + body[match.end(1) :]
+        if match is not None and match[1] == b'"%b"' % asked.model.encode():
+            return b"%b%b%b" % (body[: match.start(1)], quoted_model, body[match.end(1) :])
     return orjson.dumps({**asked.fields, "model": orjson.loads(quoted_model)})
+
+
+def _place_of_model(body: bytes) -> int:
+    """Where the body's own `"model"` is, near its beginning or its end; -1 where that is not certain.
+
+    A `"model"` is the body's own, not one of an object inside it, if what is before it is the beginning of an
+    object whose every inner object is closed, or what is after it is the end of one. A body that gives the
+    key twice gains nothing: both sides take the last, and no name that resolves is a name that engines know,
+    so what slips through is refused by the engine or seen in its answer.
+    """
+    place = body.find(_KEY, 0, _NEAR)
+    if place == 1 or (place > 1 and _is_object(b'%b"":0}' % body[:place])):
+        return place
+    place = body.rfind(_KEY, max(0, len(body) - _NEAR))
+    return place if place >= 0 and _is_object(b"{" + body[place:]) else -1
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True

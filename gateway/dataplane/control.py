@@ -15,7 +15,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-Headers = list[tuple[bytes, bytes]]
+#: Lower-case names.
+Headers = dict[bytes, bytes]
 
 
 class SharedConnection(Protocol):
@@ -180,15 +181,15 @@ class _TurnTransport(asyncio.Transport):
 def written_anew(method: bytes, url: bytes, is_http11: bool, headers: Headers) -> bytes:
     """The head of a request, from what the parser made of it."""
     lines = [b"%b %b HTTP/1.%d\r\n" % (method, url, is_http11)]
-    lines += [b"%b: %b\r\n" % header for header in headers]
+    lines += [b"%b: %b\r\n" % header for header in headers.items()]
     lines.append(b"\r\n")
     return b"".join(lines)
 
 
 def without_upgrade(headers: Headers) -> Headers:
     """The headers of a request whose offer to upgrade is ignored."""
-    kept: Headers = []
-    for name, value in headers:
+    kept: Headers = {}
+    for name, value in headers.items():
         if name in (b"upgrade", b"http2-settings"):
             continue
         if name == b"connection":
@@ -196,7 +197,7 @@ def without_upgrade(headers: Headers) -> Headers:
             value = b", ".join(
                 token for token in tokens if token.lower() not in (b"upgrade", b"http2-settings")
             )
-        kept.append((name, value))
+        kept[name] = value
     return kept
 
 

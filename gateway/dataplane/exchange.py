@@ -62,36 +62,22 @@ class Client(ClientSide, Protocol):
 class Exchange:
     """One request and its answer; runs as one task, ends its turn on the connection exactly once."""
 
-    __slots__ = (
-        "_asked",
-        "_chunks_seen",
-        "_client",
-        "_keeps_alive",
-        "_key",
-        "_plane",
-        "_quiet_since",
-        "_relay",
-        "_request",
-        "_sent_at",
-        "_target",
-        "_trace_header",
-        "record",
-        "task",
-    )
+    # Found on the class until they are set: making an exchange costs as little as possible.
+    _relay: Relay | None = None
+    _trace_header = b""
+    _sent_at = 0.0
+    _chunks_seen = -1
+    _quiet_since = 0.0
+    _key: Key
+    _asked: Asked
+    _target: Target
+    task: asyncio.Task[None]
 
     def __init__(self, plane: DataPlane, client: Client, request: Request) -> None:
         self._plane = plane
         self._client = client
         self._request = request
         self._keeps_alive = request.keeps_alive
-        self._relay: Relay | None = None
-        self._trace_header = b""
-        self._chunks_seen = -1
-        self._quiet_since = self._sent_at = 0.0
-        self._key: Key
-        self._asked: Asked
-        self._target: Target
-        self.task: asyncio.Task[None] | None = None
         self.record = RequestRecord(
             request.request_id.decode(), request.path.decode(), time(), perf_counter()
         )
@@ -108,8 +94,7 @@ class Exchange:
         """The client is gone: nobody waits for the answer."""
         if self._relay is not None:
             self._relay.detach()
-        if self.task is not None:
-            self.task.cancel()
+        self.task.cancel()
 
     def pause(self) -> None:
         if self._relay is not None:
@@ -118,6 +103,11 @@ class Exchange:
     def resume(self) -> None:
         if self._relay is not None:
             self._relay.resume()
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether any byte of the answer has gone to the client."""
+        return self._relay is not None and self._relay.has_started
 
     def check(self, now: float) -> None:
         """Called now and then: ends the request when one of its deadlines has passed."""
@@ -271,15 +261,13 @@ class Exchange:
     async def _relay_from(
         self, upstream: UpstreamConnection, request: bytes, expected_model: bytes | None
     ) -> None:
-        record = self.record
         self._relay = relay = Relay(
             self._client,
-            record,
+            self.record,
             self._target,
-            own_headers=self._own_headers(),
-            completion_id=record.completion_id,
-            is_http11=self._request.is_http11,
-            expected_model=expected_model,
+            self._own_headers(),
+            self._request.is_http11,
+            expected_model,
         )
         self._sent_at = perf_counter()
         relay.start(upstream, request)

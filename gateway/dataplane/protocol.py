@@ -27,6 +27,7 @@ from gateway.dataplane.control import (
     written_anew,
 )
 from gateway.dataplane.exchange import Exchange
+from gateway.dataplane.half_close import HalfClose
 from gateway.dataplane.plane import DataPlane
 from gateway.dataplane.request import Request, is_control, path_of, request_id_of
 from loraway.errors import (
@@ -92,10 +93,11 @@ class ClientConnection(asyncio.Protocol):
         #: Nothing that still comes is a request: the last one was read, or refused.
         self._is_deaf = False
         self._lingers_until = 0.0
+        self._half_close: HalfClose | None = None
 
         # The message being read.
         self._url = b""
-        self._headers: Any = []
+        self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._is_in_head = False
@@ -105,7 +107,6 @@ class ClientConnection(asyncio.Protocol):
         self._head_at_least = self._head_at_most = 0
         self._fed_bytes = 0
         self._receiving: ControlTurn | None = None
-        self._data_headers: dict[bytes, bytes] = {}
         self._path = b""
         self._is_http11 = True
         self._upgrade_head: tuple[bytes, Headers] | None = None
@@ -142,12 +143,23 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._head_too_large())
 
     def eof_received(self) -> bool:
-        return False
+        """The client has ended its side; true keeps ours open, for the answers that it may still read."""
+        turn = self._turn
+        if not isinstance(turn, Exchange) or self._is_receiving or not HalfClose.can_watch(self.transport):
+            return False
+        if not self._is_http11 and not turn.has_answered:
+            return False  # HTTP/1.0 has no interim answers to find out with
+        self._is_deaf = True
+        self._half_close = HalfClose(self.transport, self.abort)
+        self._half_close.start(nothing_answered=not turn.has_answered)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_deaf = True
         self._connections.discard(self)
         self._state.connections.discard(cast(Any, self))
+        if self._half_close is not None:
+            self._half_close.stop()
         turn, self._turn = self._turn, None
         self._waiting.clear()
         if turn is not None:
@@ -180,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url = b""
-        self._headers = []
+        self._headers = {}
         self._is_in_head = self._is_receiving = True
         self._head_at_least = 0
         self._head_at_most = self._fed_bytes
@@ -190,37 +202,45 @@ class ClientConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        name = name.lower()
+        headers = self._headers
+        # What is sent twice is one list (RFC 9110, 5.3).
+        headers[name] = value if name not in headers else headers[name] + b", " + value
 
     def on_headers_complete(self) -> None:
         headers = self._headers
-        self._headers = _Trailers()
         self._is_in_head = False
         if self._head_at_most > self._limits.max_header_bytes:
             self._check_head(headers)
         self._path = path = path_of(self._url)
         method = self._parser.get_method()
-        self._is_http11 = self._parser.get_http_version() == "1.1"
+        # Without that header, keeping alive is what tells the versions apart; asking for it costs more.
+        self._is_http11 = (
+            self._parser.should_keep_alive()
+            if b"connection" not in headers
+            else self._parser.get_http_version() == "1.1"
+        )
         if self._parser.should_upgrade():
             self._upgrade_head = (method, headers)
             return
-        self._data_headers = known = dict(headers)
-        if b"transfer-encoding" in known and known[b"transfer-encoding"].lower() != b"chunked":
-            raise InvalidRequest("Only the transfer encoding 'chunked' is taken.")
+        if b"transfer-encoding" in headers:
+            if headers[b"transfer-encoding"].lower() != b"chunked":
+                raise InvalidRequest("Only the transfer encoding 'chunked' is taken.")
+            self._headers = _WithTrailers(headers)
         if is_control(path, method):
-            self._begin_control(method, headers, known)
+            self._begin_control(method, headers)
             return
         self._receiving = None
         if method != b"POST":
             raise MethodNotAllowed(f"{path.decode('latin-1')} takes POST only.")
-        if self._is_http11 and b"host" not in known:
+        if self._is_http11 and b"host" not in headers:
             raise InvalidRequest("The request has no Host header.")
-        length = known.get(b"content-length")
+        length = headers.get(b"content-length")
         if length is not None and int(length) > self._limits.max_body_bytes:
             raise self._body_too_large()
         self._body = []
         self._body_bytes = 0
-        if known.get(b"expect", b"").lower() == b"100-continue" and self._is_http11:
+        if headers.get(b"expect", b"").lower() == b"100-continue" and self._is_http11:
             self._owes_continue = True
             self._pay_continue()
 
@@ -245,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
         if control is not None:
             control.feed_end()
             return
-        body, headers = self._body, self._data_headers
+        body, headers = self._body, self._headers
         self._body = []
         request = Request(
             self._path,
@@ -271,7 +291,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._waiting and keeps_alive:
             self._begin(self._waiting.popleft())
-        elif not keeps_alive or self.is_draining:
+        elif not keeps_alive or self.is_draining or self._half_close is not None:
             self._is_deaf = True
             self.transport.close()
         self._pay_continue()
@@ -346,11 +366,11 @@ class ClientConnection(asyncio.Protocol):
         if self.is_write_paused and self._turn is turn:
             turn.pause()
 
-    def _begin_control(self, method: bytes, headers: Headers, known: dict[bytes, bytes]) -> None:
+    def _begin_control(self, method: bytes, headers: Headers) -> None:
         if self._control is None:
             self._control = ControlPlane(self, self._config, self._state, self._app_state)
         head = written_anew(method, self._url, self._is_http11, headers)
-        self._receiving = ControlTurn(self._control, self, head, b"transfer-encoding" in known)
+        self._receiving = ControlTurn(self._control, self, head, b"transfer-encoding" in headers)
         self._enqueue(self._receiving)
 
     def _pay_continue(self) -> None:
@@ -363,7 +383,7 @@ class ClientConnection(asyncio.Protocol):
         """The client offers another protocol: WebSocket is uvicorn's, any other offer is ignored."""
         assert self._upgrade_head is not None
         (method, headers), self._upgrade_head = self._upgrade_head, None
-        offer = dict(headers).get(b"upgrade", b"").lower()
+        offer = headers.get(b"upgrade", b"").lower()
         if offer == b"websocket" and self._turn is None:
             head = written_anew(method, self._url, self._is_http11, headers)
             self._connections.discard(self)
@@ -389,7 +409,7 @@ class ClientConnection(asyncio.Protocol):
         self._enqueue(Refusal(self, error, self._parser.get_method() == b"HEAD"))
 
     def _check_head(self, headers: Headers) -> None:
-        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in headers)
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in headers.items())
         if size > self._limits.max_header_bytes:
             raise self._head_too_large()
 
@@ -426,15 +446,16 @@ class Refusal:
     def resume(self) -> None: ...
 
 
-class _Trailers:
-    """Takes the trailers of a chunked body, which nobody reads, and refuses a flood of them."""
+class _WithTrailers(dict[bytes, bytes]):
+    """The headers of a message with a chunked body: trailers, which nobody reads, are not added to them."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, headers: Headers) -> None:
+        super().__init__(headers)
+        self._trailers = 0
 
-    def append(self, trailer: tuple[bytes, bytes]) -> None:
-        self._count += 1
-        if self._count > _MAX_TRAILERS:
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        self._trailers += 1
+        if self._trailers > _MAX_TRAILERS:
             raise InvalidRequest("The request has too many trailers.")
 
 

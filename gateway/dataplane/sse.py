@@ -18,8 +18,11 @@ MAX_FIRST_EVENT_BYTES: Final = 64 * 1024
 _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 _FIRST_ERROR: Final = re.compile(rb'\s*(?:event:\s*error|data:\s*\{\s*"(?:error|object"\s*:\s*"error))')
 _USAGE: Final = b'"usage":'
-_PROMPT_TOKENS: Final = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
-_COMPLETION_TOKENS: Final = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
+_PROMPT_TOKENS: Final = re.compile(rb'"prompt_tokens":\s*(\d+)')
+_COMPLETION_TOKENS: Final = re.compile(rb'"completion_tokens":\s*(\d+)')
+#: As `/v1/responses` and `/v1/messages` call them.
+_INPUT_TOKENS: Final = re.compile(rb'"input_tokens":\s*(\d+)')
+_OUTPUT_TOKENS: Final = re.compile(rb'"output_tokens":\s*(\d+)')
 _MODEL: Final = re.compile(rb'"model"\s*:\s*("[^"\\]*")')
 
 
@@ -62,7 +65,8 @@ def read_usage(text: bytes) -> tuple[int, int]:
     place = text.rfind(_USAGE)
     if place < 0:
         return 0, 0
-    prompt, completion = _PROMPT_TOKENS.search(text, place), _COMPLETION_TOKENS.search(text, place)
+    prompt = _PROMPT_TOKENS.search(text, place) or _INPUT_TOKENS.search(text, place)
+    completion = _COMPLETION_TOKENS.search(text, place) or _OUTPUT_TOKENS.search(text, place)
     return int(prompt[1]) if prompt else 0, int(completion[1]) if completion else 0
 
 

@@ -46,7 +46,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: ReplicaPool) -> None:
         self._pool = pool
         self._receiver: AnswerReceiver | None = None
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._headers: Headers = []
         self._is_complete = False
@@ -64,7 +64,6 @@ class UpstreamConnection(asyncio.Protocol):
     def send(self, receiver: AnswerReceiver, request: bytes) -> None:
         """Send a whole request; its answer goes to the receiver."""
         self._receiver = receiver
-        self._parser = httptools.HttpResponseParser(self)
         self._is_complete = self.has_answered = False
         self.transport.write(request)
 
@@ -97,7 +96,6 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
             return
         self.has_answered = True
-        assert self._parser is not None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -115,6 +113,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         receiver, self._receiver = self._receiver, None
+        del self._parser  # it holds our callbacks: the two would wait for the garbage collector
         if receiver is None:
             self._pool.forget(self)
         else:
@@ -131,7 +130,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        assert self._parser is not None and self._receiver is not None
+        assert self._receiver is not None
         status = self._parser.get_status_code()
         self._is_interim = status < 200
         if self._is_interim:
@@ -146,7 +145,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if not self._is_interim:
-            assert self._parser is not None
             # Asked now: once the message is over, llhttp says no.
             self._is_reusable = self._parser.should_keep_alive()
             self._is_complete = True
