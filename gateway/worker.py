@@ -59,6 +59,7 @@ async def _serve(settings: Settings, listening: socket.socket, worker: int) -> N
             http=cast(Any, protocol_factory(plane, sweep)),
             lifespan="off",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             backlog=4096,

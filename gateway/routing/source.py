@@ -18,7 +18,7 @@ from loraway.settings import Settings
 _LOG = logging.getLogger(__name__)
 
 #: How long the thread waits in one go, so how long `stop` may take.
-_WAIT_SECONDS = 0.25
+_WAIT_SECONDS = 0.1
 #: A database that fails is asked again after this time; the last snapshot stays in use.
 _RETRY_SECONDS = 0.5
 
