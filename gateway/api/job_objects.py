@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -107,7 +107,7 @@ def job_object(job: Job) -> JobObject:
         if request.training_data is not None
         else None,
         stage=job.stage.value if job.stage is not None else None,
-        progress=asdict(job.progress) if job.progress is not None else None,
+        progress=_progress(job),
         metrics=job.metrics,
         dataset_id=job.dataset_id,
         started_at=_seconds(job.started_at),
@@ -145,7 +145,18 @@ def _hyperparameters(job: Job) -> dict[str, Value]:
     defaults: dict[str, Value] = dict.fromkeys(("n_epochs", "batch_size"), "auto")
     if "learning_rate" not in asked:
         defaults["learning_rate_multiplier"] = "auto"
-    return defaults | asked | (job.hyperparameters or {})
+    if job.hyperparameters is None:
+        return defaults | asked
+    if asked.get("learning_rate_multiplier", "auto") == "auto" and "learning_rate" not in asked:
+        asked["learning_rate_multiplier"] = 1.0
+    return defaults | asked | job.hyperparameters
+
+
+def _progress(job: Job) -> dict[str, Any] | None:
+    if job.progress is None:
+        return None
+    latest = job.progress
+    return asdict(replace(latest, seconds_left=None) if job.status.is_terminal else latest)
 
 
 def _seconds(time: float | None) -> int | None:

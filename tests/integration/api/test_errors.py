@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -65,6 +66,12 @@ def test_what_is_wrong_is_said_with_its_place(
     assert answer.status_code == status, answer.text
     error = error_of(answer)
     assert (error["code"], error["param"]) == (code, param)
+
+
+def test_the_example_in_the_documentation_is_answered_as_shown(plane: ControlPlane) -> None:
+    answer = plane.http().post("/v1/feedback", json={"completion_id": "x", "score": "good"})
+    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    assert json.dumps(answer.json(), indent=2) in page
 
 
 def test_a_body_that_is_not_sent_as_json_is_explained(plane: ControlPlane) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import openai
 import pytest
 
-from finetune.jobs.job import Failed, JobError, Progress, Succeeded
+from finetune.datasets.dataset import Dataset
+from finetune.datasets.snapshot import DatasetStore
+from finetune.jobs.job import Failed, Job, JobError, Progress, Succeeded
 from finetune.jobs.states import JobStage
 from loraway.ids import VersionId
 from tests.integration.api.conftest import Driven, on_each_database
@@ -19,6 +21,12 @@ TRAFFIC = {"traffic": {"metadata": {"topic": "codename"}}}
 def upload(driven: Driven, examples: int = 12) -> str:
     client = driven.plane.openai()
     return client.files.create(file=training_file(examples), purpose="fine-tune").id
+
+
+def dataset_of(driven: Driven, job: Job) -> Dataset:
+    parts = driven.plane.parts
+    folder = parts.settings.blobs_dir / "datasets"
+    return DatasetStore(parts.database, parts.files, folder, parts.settings.trainer).build(job)
 
 
 @on_each_database
@@ -73,11 +81,15 @@ def test_events_and_checkpoints_tell_a_jobs_story(driven: Driven) -> None:
     leased = store.claim("trainer")
     assert leased is not None
     store.set_stage(leased.lease, JobStage.TRAINING)
+    dataset = dataset_of(driven, leased.job)
+    store.set_dataset(leased.lease, dataset.dataset_id, {"n_epochs": 7, "learning_rate": 0.001})
     store.progress(leased.lease, Progress(step=1, total_steps=2, loss=1.5, seconds_left=9.0))
     store.add_checkpoint(leased.lease, 1, {"train_loss": 1.5})
 
     running = client.fine_tuning.jobs.retrieve(job.id)
     assert (running.status, running.model_dump()["stage"]) == ("running", "training")
+    assert (running.hyperparameters.n_epochs, running.hyperparameters.learning_rate_multiplier) == (7, 1.0)
+    assert running.model_dump()["dataset_id"] == dataset.dataset_id
     assert running.estimated_finish is not None
     (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(job.id)
     assert (checkpoint.step_number, checkpoint.fine_tuning_job_id) == (1, job.id)
@@ -91,6 +103,7 @@ def test_events_and_checkpoints_tell_a_jobs_story(driven: Driven) -> None:
     ended = client.fine_tuning.jobs.retrieve(job.id)
     assert (ended.status, ended.fine_tuned_model, ended.trained_tokens) == ("succeeded", "codename@1", 1234)
     assert ended.finished_at is not None
+    assert ended.model_dump()["progress"]["seconds_left"] is None
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=2))
     assert events[0].message == "Held-out loss 2 → 0.1"
     assert events[-1].message.startswith("Created fine-tuning job")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi.routing import APIRoute
 
+from finetune.jobs.request import RequestedHyperparameters
 from gateway.api.adapters import AdapterRoutes
 from gateway.api.completions import CompletionRoutes
 from gateway.api.feedback import FeedbackRoutes
@@ -49,3 +50,8 @@ def test_each_route_has_a_heading_and_an_example() -> None:
     assert set(described) == served()
     for route, section in described.items():
         assert "curl " in section, route
+
+
+def test_each_hyperparameter_is_named() -> None:
+    page = DOCUMENT.read_text()
+    assert [name for name in RequestedHyperparameters.model_fields if f"`{name}`" not in page] == []
