@@ -82,15 +82,22 @@ def parse_body(path: bytes, body: bytes) -> Asked:
     return Asked(model, stores, fields, body)
 
 
-def with_model(asked: Asked, quoted_model: bytes) -> bytes:
-    """The body with another model, given as JSON text: spliced where its place is certain, else anew."""
+def with_model(asked: Asked, quoted_model: bytes, member: bytes = b"") -> bytes:
+    """The body with another model, given as JSON text: spliced where its place is certain, else anew.
+
+    `member` is one more member of the object, as JSON text, that the client cannot have sent.
+    """
     body = asked.body
+    if member:
+        quoted_model = b"%b,%b" % (quoted_model, member)
     place = _place_of_model(body)
     if place >= 0:
         match = _MODEL.match(body, place)
         if match is not None and match[1] == b'"%b"' % asked.model.encode():
             return b"%b%b%b" % (body[: match.start(1)], quoted_model, body[match.end(1) :])
-    return orjson.dumps({**asked.fields, "model": orjson.loads(quoted_model)})
+    others = {name: value for name, value in asked.fields.items() if name != "model"}
+    start = b'{"model":%b' % quoted_model
+    return b"%b,%b" % (start, orjson.dumps(others)[1:]) if others else start + b"}"
 
 
 def _place_of_model(body: bytes) -> int:

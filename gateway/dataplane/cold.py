@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from gateway.dataplane.engine_errors import RETRY_AFTER_SECONDS
 from gateway.routing.snapshot import Snapshot, Target
 from gateway.routing.source import SnapshotSource
 from loraway.errors import AdapterNotLoaded, LorawayError
 from loraway.ids import VersionId
-
-RETRY_AFTER_SECONDS = 2
 
 
 class VersionLoader(Protocol):

@@ -11,7 +11,8 @@ from loraway.errors import AdapterNotLoaded, LorawayError, Unavailable, Upstream
 
 #: What another replica may do better.
 _RETRYABLE: Final = frozenset({502, 503})
-_RETRY_AFTER_SECONDS: Final = 2
+#: Told to clients that an engine's restart or load keeps waiting.
+RETRY_AFTER_SECONDS: Final = 2
 _MAX_MESSAGE: Final = 2000
 
 
@@ -31,13 +32,13 @@ def failed_attempt(status: int, body: bytes, target: Target) -> AttemptFailed | 
     """The failure that an engine's error stands for, or None where the client must see it as it is."""
     if status in _RETRYABLE:
         message = f"The engine cannot answer right now: {_message(body) or status}"
-        return AttemptFailed(Unavailable(message, retry_after_seconds=_RETRY_AFTER_SECONDS), may_retry=True)
+        return AttemptFailed(Unavailable(message, retry_after_seconds=RETRY_AFTER_SECONDS), may_retry=True)
     if status in (401, 403):
         return AttemptFailed(UpstreamFailed("The engine refused the gateway's key."), may_retry=False)
     if target.version_id is not None and _says_not_loaded(status, body):
         message = f"{target.name} is not loaded on this replica; try again."
         return AttemptFailed(
-            AdapterNotLoaded(message, retry_after_seconds=_RETRY_AFTER_SECONDS), may_retry=True
+            AdapterNotLoaded(message, retry_after_seconds=RETRY_AFTER_SECONDS), may_retry=True
         )
     return None
 

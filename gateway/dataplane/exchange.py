@@ -10,10 +10,10 @@ from typing import Final, Protocol
 
 import orjson
 
-from engines.engine import wire_model
+from engines.engine import EngineKind, wire_model
 from gateway.dataplane.answers import error_answer
 from gateway.dataplane.body import Asked, parse_body, with_model
-from gateway.dataplane.engine_errors import AttemptFailed
+from gateway.dataplane.engine_errors import RETRY_AFTER_SECONDS, AttemptFailed
 from gateway.dataplane.plane import DataPlane
 from gateway.dataplane.relay import ClientSide, Relay
 from gateway.dataplane.request import CHAT_PATH, Request
@@ -35,7 +35,6 @@ _LOG = logging.getLogger(__name__)
 
 #: Replicas that are asked for one request before the client is told.
 _MAX_ATTEMPTS: Final = 3
-_RETRY_AFTER_SECONDS: Final = 2
 #: What the record says of a client that went away (nginx's status).
 _CLIENT_GONE: Final = 499
 #: Paths whose answers say which model has answered before anything that a client can write.
@@ -216,7 +215,7 @@ class Exchange:
             if replica is not None:
                 return replica
         message = f"No replica that serves {target.name} is ready; try again."
-        raise NoReplicaReady(message, retry_after_seconds=_RETRY_AFTER_SECONDS)
+        raise NoReplicaReady(message, retry_after_seconds=RETRY_AFTER_SECONDS)
 
     async def _attempt(self, replica: Replica) -> None:
         """One replica's try; raises AttemptFailed when nothing has gone to the client yet."""
@@ -224,7 +223,7 @@ class Exchange:
         pool = upstreams.pool(replica, self._plane.snapshots.current)
         record.replica_id, record.engine = replica.replica_id, replica.kind
         model = orjson.dumps(wire_model(replica.kind, target.base_model, target.engine_name))
-        request = self._engine_request(pool, model)
+        request = self._engine_request(pool, replica.kind, model)
         expected = model if replica.kind != "openai" and self._request.path in _NAMES_MODEL else None
         upstreams.in_flight[replica.replica_id] += 1
         try:
@@ -241,12 +240,19 @@ class Exchange:
         finally:
             upstreams.in_flight[replica.replica_id] -= 1
 
-    def _engine_request(self, pool: ReplicaPool, model: bytes) -> bytes:
-        body = with_model(self._asked, model)
+    def _engine_request(self, pool: ReplicaPool, kind: EngineKind, model: bytes) -> bytes:
+        """The request for this engine; the `id` of a stored answer is its completion's, as OpenAI has it."""
+        completion_id, answer_id = self.record.completion_id, b""
+        request_id = self._request.request_id
+        if completion_id is not None and kind == "sglang":
+            answer_id = b'"rid":"%b"' % completion_id.encode()
+        elif completion_id is not None and kind == "vllm":  # answers as chatcmpl-REQUEST_ID
+            request_id = completion_id.removeprefix(COMPLETION).encode()
+        body = with_model(self._asked, model, answer_id)
         return b"POST %b%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
             self._request.path,
             pool.head,
-            self._request.request_id,
+            request_id,
             self._trace_header,
             len(body),
             body,

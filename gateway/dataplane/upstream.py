@@ -8,6 +8,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from gateway.dataplane.engine_errors import RETRY_AFTER_SECONDS
 from gateway.routing.snapshot import Replica, Snapshot
 from loraway.errors import EngineUnreachable, LorawayError, UpstreamFailed
 from loraway.ids import ReplicaId
@@ -116,8 +117,11 @@ class UpstreamConnection(asyncio.Protocol):
         del self._parser  # it holds our callbacks: the two would wait for the garbage collector
         if receiver is None:
             self._pool.forget(self)
-        else:
+        elif self.has_answered:
             receiver.on_answer_lost(UpstreamFailed("The engine closed the connection in its answer."))
+        else:
+            message = "The engine went away before it answered; try again."
+            receiver.on_answer_lost(EngineUnreachable(message, retry_after_seconds=RETRY_AFTER_SECONDS))
 
     # -- httptools
 
@@ -201,10 +205,10 @@ class ReplicaPool:
                 )
         except TimeoutError:
             message = f"The engine did not take a connection within {timeout_seconds:g} seconds."
-            raise EngineUnreachable(message, retry_after_seconds=2) from None
+            raise EngineUnreachable(message, retry_after_seconds=RETRY_AFTER_SECONDS) from None
         except OSError as error:
             message = f"The engine cannot be reached ({error.strerror or error})."
-            raise EngineUnreachable(message, retry_after_seconds=2) from None
+            raise EngineUnreachable(message, retry_after_seconds=RETRY_AFTER_SECONDS) from None
         return connection
 
     def take_back(self, connection: UpstreamConnection) -> None:
