@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from adapters_store.version import Version
+from gateway.routing.snapshot import Snapshot
 from loadtest.simulator.engine import SimulatedEngine
 from loraway.database import Database
+from loraway.ids import ProjectId
 from loraway.settings import Settings, changed
 from tests.integration.api.plane import ControlPlane, running
 from tests.integration.deployment import PROJECT, Deployment, deploy
@@ -82,12 +87,21 @@ class Deployed:
     portal: BlockingPortal
 
     def train_and_roll_out(self, name: str = "codename") -> None:
-        """The next version of an adapter, under its alias."""
+        """The next version of an adapter, under its alias, and known to the gateway."""
+        project_id, snapshots = self.plane.mine.project_id, self.plane.parts.snapshots
 
         async def roll_out() -> None:
-            await self.deployment.roll_out(self.deployment.train(name), name)
+            version = self.deployment.train(name)
+            await self.deployment.roll_out(version, name)
+            is_known = partial(_points_at, project_id=project_id, name=name, version=version)
+            assert await snapshots.wait_for(is_known, asyncio.get_running_loop().time() + 10)
 
         self.portal.call(roll_out)
+
+
+def _points_at(snapshot: Snapshot, project_id: ProjectId, name: str, version: Version) -> bool:
+    target = snapshot.resolve(project_id, name)
+    return target is not None and target.version_id == version.version_id
 
 
 @pytest.fixture
