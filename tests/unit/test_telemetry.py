@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from gateway.record import RequestRecord
@@ -21,56 +15,15 @@ from gateway.spans import Spans
 from loraway.ids import ProjectId, ReplicaId, VersionId
 from loraway.settings import TelemetrySettings
 from loraway.telemetry import LineFormatter, begin_trace, redact
+from tests.otlp_collector import Collector, attributes_of, running_collector
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-@dataclass
-class Collector:
-    """An OTLP/HTTP endpoint and what it received."""
-
-    url: str = ""
-    requests: list[ExportTraceServiceRequest] = field(default_factory=list)
-
-    @property
-    def spans(self) -> list[Span]:
-        return [
-            span
-            for request in self.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
 
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     with running_collector() as running:
         yield running
-
-
-@contextmanager
-def running_collector() -> Iterator[Collector]:
-    collector = Collector()
-
-    class Endpoint(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if self.headers.get("content-encoding") == "gzip":
-                body = gzip.decompress(body)
-            assert self.path == "/v1/traces"
-            collector.requests.append(ExportTraceServiceRequest.FromString(body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Be silent."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        collector.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield collector
-        server.shutdown()
 
 
 def finished(**fields: Any) -> RequestRecord:
@@ -112,14 +65,6 @@ async def send(settings: TelemetrySettings, *records: RequestRecord) -> None:
     await spans.stop()
 
 
-def attributes(span: Span) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in span.attributes:
-        kind = pair.value.WhichOneof("value")
-        found[pair.key] = getattr(pair.value, kind)
-    return found
-
-
 async def test_a_finished_request_is_one_span_with_genai_and_adapter_attributes(collector: Collector) -> None:
     await send(TelemetrySettings(otlp_endpoint=collector.url), finished())
 
@@ -128,7 +73,7 @@ async def test_a_finished_request_is_one_span_with_genai_and_adapter_attributes(
     assert span.kind == Span.SPAN_KIND_SERVER
     assert (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()) == (TRACE, "a" * 16, PARENT)
     assert span.end_time_unix_nano - span.start_time_unix_nano == 2_000_000_000
-    assert attributes(span) == {
+    assert attributes_of(span) == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "vllm",
         "gen_ai.request.model": "codename",
@@ -167,7 +112,7 @@ async def test_only_the_servers_faults_are_errors(collector: Collector) -> None:
 
     broken, unknown = collector.spans
     assert broken.status.code == Status.STATUS_CODE_ERROR
-    assert attributes(broken)["error.type"] == "no_replica_ready"
+    assert attributes_of(broken)["error.type"] == "no_replica_ready"
     assert unknown.status.code == Status.STATUS_CODE_UNSET
     assert unknown.name == "chat"  # a name that a client made up would make a span name of its own
 
