@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Coroutine
 from time import perf_counter, time
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-import orjson
-
-from engines.engine import EngineKind, wire_model
+from engines.engine import EngineKind
 from gateway.dataplane.answers import error_answer
 from gateway.dataplane.body import Asked, parse_body, with_model
 from gateway.dataplane.engine_errors import RETRY_AFTER_SECONDS, AttemptFailed
@@ -49,6 +48,14 @@ class Client(ClientSide, Protocol):
         """Whether it closes after this answer."""
         ...
 
+    def create_task(self, story: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it; the server waits for it, and cancels it where it stops before the answer does."""
+        ...
+
+    def forget_task(self, task: asyncio.Task[None]) -> None:
+        """It has nothing left to do."""
+        ...
+
     def end_turn(self, *, keeps_alive: bool) -> None:
         """The answer is complete; without `keeps_alive` the connection closes once it was sent."""
         ...
@@ -83,11 +90,10 @@ class Exchange:
 
     # -- a turn on the connection
 
-    def begin(self) -> asyncio.Task[None]:
+    def begin(self) -> None:
         """Start the task that tells the story."""
         self._plane.metrics.on_start()
-        self.task = asyncio.get_running_loop().create_task(self._run())
-        return self.task
+        self.task = self._client.create_task(self._run())
 
     def abandon(self) -> None:
         """The client is gone: nobody waits for the answer."""
@@ -140,8 +146,8 @@ class Exchange:
     def _authenticate(self) -> None:
         headers = self._request.headers
         authorization = headers.get(b"authorization", b"")
-        if authorization[:7].lower() == b"bearer ":
-            secret = authorization[7:].strip()
+        if authorization[:7] == b"Bearer " or authorization[:7].lower() == b"bearer ":
+            secret = authorization[7:]
         else:
             secret = headers.get(b"x-api-key", b"")
         key = self._plane.snapshots.current.keys.get(digest_of(secret))
@@ -183,23 +189,42 @@ class Exchange:
 
     async def _forward(self) -> None:
         """Ask replicas until one answers; no other is asked once the client has seen a byte."""
+        in_flight = self._plane.upstreams.in_flight
         tried: list[ReplicaId] = []
         failure: LorawayError | None = None
+        is_fresh = False
         while True:
             replica = self._route(tried)
             if replica is None:
                 if failure is not None:
                     raise failure
                 replica = await self._route_cold()
+            replica_id = replica.replica_id
+            pool = self._plane.upstreams.pool(replica, self._plane.snapshots.current)
+            in_flight[replica_id] += 1
             try:
-                await self._attempt(replica)
+                upstream = None if is_fresh else pool.take_idle()
+                is_reused = upstream is not None
+                if upstream is None:
+                    upstream = await self._connect(pool)
+                relay = self._start(replica, pool, upstream)
+                await relay.finished
                 return
             except AttemptFailed as failed:
-                tried.append(replica.replica_id)
+                if self.has_answered:
+                    self._break_off(failed.error)
+                    return
+                # The engine may have closed a kept connection at any moment: that says nothing about it.
+                is_fresh = is_reused and failed.is_lost
+                if is_fresh:
+                    continue
+                tried.append(replica_id)
                 if not failed.may_retry or len(tried) >= _MAX_ATTEMPTS:
                     raise failed.error from None
                 failure = failed.error
                 self.record.retries += 1
+            finally:
+                in_flight[replica_id] -= 1
 
     def _route(self, tried: list[ReplicaId]) -> Replica | None:
         plane = self._plane
@@ -217,28 +242,23 @@ class Exchange:
         message = f"No replica that serves {target.name} is ready; try again."
         raise NoReplicaReady(message, retry_after_seconds=RETRY_AFTER_SECONDS)
 
-    async def _attempt(self, replica: Replica) -> None:
-        """One replica's try; raises AttemptFailed when nothing has gone to the client yet."""
-        upstreams, record, target = self._plane.upstreams, self.record, self._target
-        pool = upstreams.pool(replica, self._plane.snapshots.current)
+    def _start(self, replica: Replica, pool: ReplicaPool, upstream: UpstreamConnection) -> Relay:
+        """Send the request to a replica; its answer is passed on from here without this task."""
+        record, target = self.record, self._target
         record.replica_id, record.engine = replica.replica_id, replica.kind
-        model = orjson.dumps(wire_model(replica.kind, target.base_model, target.engine_name))
-        request = self._engine_request(pool, replica.kind, model)
-        expected = model if replica.kind != "openai" and self._request.path in _NAMES_MODEL else None
-        upstreams.in_flight[replica.replica_id] += 1
-        try:
-            upstream = pool.take_idle()
-            if upstream is not None:
-                try:
-                    await self._relay_from(upstream, request, expected)
-                    return
-                except AttemptFailed as failed:
-                    if not failed.is_lost:
-                        raise
-            upstream = await self._connect(pool)
-            await self._relay_from(upstream, request, expected)
-        finally:
-            upstreams.in_flight[replica.replica_id] -= 1
+        model = pool.model_for(target)
+        is_named = replica.kind != "openai" and self._request.path in _NAMES_MODEL
+        self._relay = relay = Relay(
+            self._client,
+            record,
+            target,
+            self._own_headers(),
+            self._request.is_http11,
+            model if is_named else None,
+        )
+        self._sent_at = perf_counter()
+        relay.start(upstream, self._engine_request(pool, replica.kind, model))
+        return relay
 
     def _engine_request(self, pool: ReplicaPool, kind: EngineKind, model: bytes) -> bytes:
         """The request for this engine; the `id` of a stored answer is its completion's, as OpenAI has it."""
@@ -264,28 +284,6 @@ class Exchange:
         except LorawayError as error:
             raise AttemptFailed(error, may_retry=True) from None
 
-    async def _relay_from(
-        self, upstream: UpstreamConnection, request: bytes, expected_model: bytes | None
-    ) -> None:
-        self._relay = relay = Relay(
-            self._client,
-            self.record,
-            self._target,
-            self._own_headers(),
-            self._request.is_http11,
-            expected_model,
-        )
-        self._sent_at = perf_counter()
-        relay.start(upstream, request)
-        try:
-            await relay.finished
-        except AttemptFailed as failed:
-            if not relay.has_started:
-                raise
-            self._break_off(relay, failed.error)
-        finally:
-            relay.detach()
-
     def _own_headers(self) -> bytes:
         headers = b"x-request-id: %b\r\nx-loraway-model: %b\r\n" % (
             self._request.request_id,
@@ -310,10 +308,11 @@ class Exchange:
 
     # -- the end
 
-    def _break_off(self, relay: Relay, error: LorawayError) -> None:
+    def _break_off(self, error: LorawayError) -> None:
+        assert self._relay is not None
         record = self.record
         record.error_code, record.completion_id = error.code, None
-        if not relay.break_off(error):
+        if not self._relay.break_off(error):
             self._keeps_alive = False
             self._client.abort()
 
@@ -327,8 +326,11 @@ class Exchange:
     def _end(self) -> None:
         record = self.record
         record.ended = perf_counter()
+        if self._relay is not None:
+            self._relay.detach()
         self._plane.metrics.on_end(record)
         self._plane.spans.on_end(record)
+        self._client.forget_task(self.task)
         self._client.end_turn(keeps_alive=self._keeps_alive)
 
     def _overdue(self, now: float) -> LorawayError | None:

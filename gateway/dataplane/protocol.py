@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any, Final, Protocol, cast
 
@@ -29,7 +30,7 @@ from gateway.dataplane.control import (
 from gateway.dataplane.exchange import Exchange
 from gateway.dataplane.half_close import HalfClose
 from gateway.dataplane.plane import DataPlane
-from gateway.dataplane.request import Request, is_control, path_of, request_id_of
+from gateway.dataplane.request import PATHS, Request, is_control, path_of, request_id_of
 from loraway.errors import (
     InvalidRequest,
     LorawayError,
@@ -48,7 +49,7 @@ _ALLOW: Final = b"allow: POST\r\n"
 class Turn(Protocol):
     """One request's place in the order of answers."""
 
-    def begin(self) -> object:
+    def begin(self) -> None:
         """All answers before this one are out."""
         ...
 
@@ -82,6 +83,7 @@ class ClientConnection(asyncio.Protocol):
         self._config = config
         self._state = server_state
         self._app_state = app_state
+        self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._turn: Turn | None = None
         self._waiting: deque[Turn] = deque()
@@ -212,8 +214,9 @@ class ClientConnection(asyncio.Protocol):
         self._is_in_head = False
         if self._head_at_most > self._limits.max_header_bytes:
             self._check_head(headers)
-        self._path = path = path_of(self._url)
         method = self._parser.get_method()
+        is_data = method == b"POST" and self._url in PATHS  # as nearly every request has it
+        self._path = path = self._url if is_data else path_of(self._url)
         # Without that header, keeping alive is what tells the versions apart; asking for it costs more.
         self._is_http11 = (
             self._parser.should_keep_alive()
@@ -227,7 +230,7 @@ class ClientConnection(asyncio.Protocol):
             if headers[b"transfer-encoding"].lower() != b"chunked":
                 raise InvalidRequest("Only the transfer encoding 'chunked' is taken.")
             self._headers = _WithTrailers(headers)
-        if is_control(path, method):
+        if not is_data and is_control(path, method):
             self._begin_control(method, headers)
             return
         self._receiving = None
@@ -282,6 +285,17 @@ class ClientConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send bytes of the present turn's answer."""
         self.transport.write(data)
+
+    def create_task(self, story: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a turn's story; the server waits for it when it stops."""
+        task = self._loop.create_task(story)
+        self._state.tasks.add(task)
+        return task
+
+    def forget_task(self, task: asyncio.Task[None]) -> None:
+        """The story is told."""
+        self._state.tasks.discard(task)
+        self._state.total_requests += 1
 
     def end_turn(self, *, keeps_alive: bool) -> None:
         """The present turn's answer is out: the next one begins, or the connection closes."""
@@ -358,11 +372,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, turn: Turn) -> None:
         self._turn = turn
-        task = turn.begin()
-        if isinstance(task, asyncio.Task):
-            self._state.tasks.add(task)
-            task.add_done_callback(self._state.tasks.discard)
-            self._state.total_requests += 1
+        turn.begin()
         if self.is_write_paused and self._turn is turn:
             turn.pause()
 

@@ -120,14 +120,13 @@ class Relay:
 
     def on_answer_head(self, status: int, headers: Headers) -> None:
         self._status = status
-        passed = []
+        passed = b""
         for name, value in headers:
-            lower = name.lower()
-            if lower in _PASSED:
-                passed.append(b"%b: %b\r\n" % (lower, value))
-                if lower == b"content-type" and status == 200:
+            if name in _PASSED:
+                passed += b"%b: %b\r\n" % (name, value)
+                if name == b"content-type" and status == 200:
                     self.is_stream = value.startswith(b"text/event-stream")
-        self._passed_headers = b"".join(passed)
+        self._passed_headers = passed
         if self.is_stream:
             self._mode = _Mode.FIRST_EVENT
             self._record.is_stream = True
@@ -144,19 +143,21 @@ class Relay:
         elif self._status < 400 and sum(map(len, self._collected)) > COLLECTED_BYTES and not self._is_held:
             self._start_large(b"".join(self._collected))
 
-    def on_answer_end(self) -> None:
+    def on_answer_end(self, parts: list[bytes]) -> None:
         self._upstream = None
         record = self._record
         if not record.first_byte:
             record.first_byte = perf_counter()
-        if self._mode is _Mode.FIRST_EVENT:
-            self._start_stream(b"".join(self._collected))
-            if self.finished.done():
-                return
         if self._mode is _Mode.COLLECT:
-            collected = self._collected
+            collected = self._collected + parts if self._collected else parts
             self._end_collected(collected[0] if len(collected) == 1 else b"".join(collected))
         else:
+            if parts:
+                self.on_answer_body(parts)
+            if self._mode is _Mode.FIRST_EVENT:
+                self._start_stream(b"".join(self._collected))
+            if self.finished.done():
+                return
             record.prompt_tokens, record.completion_tokens = sse.read_usage(self._previous + self._last)
             if not self._is_held and self._is_chunked:
                 self._client.write(LAST_CHUNK)
@@ -224,7 +225,16 @@ class Relay:
         self.has_started = True
         self._record.status = self._status
         framing = b"transfer-encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n"
-        self._client.write(self._head() + framing)
+        self._client.write(
+            b"%b%b%b%b%b"
+            % (
+                STATUS_LINES[self._status],
+                self._passed_headers,
+                self._own_headers,
+                self._stored_header,
+                framing,
+            )
+        )
 
     def _pass(self, text: bytes, chunks: int) -> None:
         record = self._record
@@ -252,7 +262,7 @@ class Relay:
         record.prompt_tokens, record.completion_tokens = sse.read_usage(body)
         record.status = self._status
         if self._is_held:
-            record.response_parts = self._collected
+            record.response_parts = self._collected = [body]
         else:
             self._write_whole(body)
 
@@ -273,14 +283,16 @@ class Relay:
 
     def _write_whole(self, body: bytes) -> None:
         self.has_started = True
-        self._client.write(b"%bcontent-length: %d\r\n\r\n%b" % (self._head(), len(body), body))
-
-    def _head(self) -> bytes:
-        return b"%b%b%b%b" % (
-            STATUS_LINES[self._status],
-            self._passed_headers,
-            self._own_headers,
-            self._stored_header,
+        self._client.write(
+            b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
+            % (
+                STATUS_LINES[self._status],
+                self._passed_headers,
+                self._own_headers,
+                self._stored_header,
+                len(body),
+                body,
+            )
         )
 
     def _is_another_model(self, text: bytes) -> bool:
@@ -288,10 +300,9 @@ class Relay:
         expected = self._expected_model
         if expected is None:
             return False
-        head = text[:_MODEL_WITHIN]
-        if expected in head:
+        if text.find(expected, 0, _MODEL_WITHIN) >= 0:
             return False
-        named = sse.named_model(head)
+        named = sse.named_model(text[:_MODEL_WITHIN])
         if named is None or named == expected:
             return False
         engine_name = self._target.engine_name

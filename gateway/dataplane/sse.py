@@ -18,6 +18,10 @@ MAX_FIRST_EVENT_BYTES: Final = 64 * 1024
 _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 _FIRST_ERROR: Final = re.compile(rb'\s*(?:event:\s*error|data:\s*\{\s*"(?:error|object"\s*:\s*"error))')
 _USAGE: Final = b'"usage":'
+#: As vLLM and SGLang write it: one match instead of two searches.
+_USUAL: Final = re.compile(
+    rb'"usage":\s*\{"prompt_tokens":\s*(\d+),\s*"total_tokens":\s*\d+,\s*"completion_tokens":\s*(\d+)'
+)
 _PROMPT_TOKENS: Final = re.compile(rb'"prompt_tokens":\s*(\d+)')
 _COMPLETION_TOKENS: Final = re.compile(rb'"completion_tokens":\s*(\d+)')
 #: As `/v1/responses` and `/v1/messages` call them.
@@ -65,6 +69,9 @@ def read_usage(text: bytes) -> tuple[int, int]:
     place = text.rfind(_USAGE)
     if place < 0:
         return 0, 0
+    usual = _USUAL.match(text, place)
+    if usual is not None:
+        return int(usual[1]), int(usual[2])
     prompt = _PROMPT_TOKENS.search(text, place) or _INPUT_TOKENS.search(text, place)
     completion = _COMPLETION_TOKENS.search(text, place) or _OUTPUT_TOKENS.search(text, place)
     return int(prompt[1]) if prompt else 0, int(completion[1]) if completion else 0

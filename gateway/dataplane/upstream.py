@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import Final, Protocol, cast
 
 import httptools
+import orjson
 
+from engines.engine import wire_model
 from gateway.dataplane.engine_errors import RETRY_AFTER_SECONDS
-from gateway.routing.snapshot import Replica, Snapshot
+from gateway.routing.snapshot import Replica, Snapshot, Target
 from loraway.errors import EngineUnreachable, LorawayError, UpstreamFailed
 from loraway.ids import ReplicaId
 
@@ -17,6 +19,8 @@ Headers = list[tuple[bytes, bytes]]
 
 #: More idle connections to one replica than this are closed.
 _MAX_IDLE: Final = 1024
+#: More names than this are not remembered for one replica.
+_MAX_MODELS: Final = 10_000
 #: The answers that have no body whatever their headers say.
 _BODILESS: Final = frozenset({204, 304})
 
@@ -25,15 +29,15 @@ class AnswerReceiver(Protocol):
     """Takes one answer as it arrives. Nothing is called after `on_answer_end` or `on_answer_lost`."""
 
     def on_answer_head(self, status: int, headers: Headers) -> None:
-        """The status and the headers, names as the engine wrote them."""
+        """The status and the headers, names in lower case."""
         ...
 
     def on_answer_body(self, parts: list[bytes]) -> None:
         """Parts of the body, without their framing."""
         ...
 
-    def on_answer_end(self) -> None:
-        """The body is complete; the connection is no longer this request's."""
+    def on_answer_end(self, parts: list[bytes]) -> None:
+        """These parts are the body's last; the connection is no longer this request's."""
         ...
 
     def on_answer_lost(self, error: LorawayError) -> None:
@@ -104,13 +108,14 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._receiver is None:  # given up while it took the head
             return
-        if self._parts:
+        if self._is_complete:
             parts, self._parts = self._parts, []
-            receiver.on_answer_body(parts)
-        if self._is_complete and self._receiver is not None:
             self._receiver = None
             self._release()
-            receiver.on_answer_end()
+            receiver.on_answer_end(parts)
+        elif self._parts:
+            parts, self._parts = self._parts, []
+            receiver.on_answer_body(parts)
 
     def connection_lost(self, exc: Exception | None) -> None:
         receiver, self._receiver = self._receiver, None
@@ -131,7 +136,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         assert self._receiver is not None
@@ -140,7 +145,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self._is_interim:
             return
         headers, self._headers = self._headers, []
-        if status not in _BODILESS and not _is_framed(headers):
+        # llhttp keeps a connection alive only if it can tell the answer's end: mostly nothing else is asked.
+        if not self._parser.should_keep_alive() and status not in _BODILESS and not _is_framed(headers):
             raise UpstreamFailed("The engine's answer has neither a length nor chunks.")
         self._receiver.on_answer_head(status, headers)
 
@@ -184,8 +190,20 @@ class ReplicaPool:
             f" HTTP/1.1\r\nhost: {replica.host}:{replica.port}\r\n{key}"
             "content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
         ).encode("latin-1")
+        self._kind = replica.kind
+        self._models: dict[Target, bytes] = {}
         self._idle: list[UpstreamConnection] = []
         self._is_closed = False
+
+    def model_for(self, target: Target) -> bytes:
+        """What goes into `model` for this target, as JSON text."""
+        model = self._models.get(target)
+        if model is None:
+            if len(self._models) >= _MAX_MODELS:
+                self._models.clear()
+            model = orjson.dumps(wire_model(self._kind, target.base_model, target.engine_name))
+            self._models[target] = model
+        return model
 
     def take_idle(self) -> UpstreamConnection | None:
         """The connection that was used last, or None where all are busy."""
@@ -276,8 +294,4 @@ class Upstreams:
 
 def _is_framed(headers: Headers) -> bool:
     """Whether the end of the body can be known; llhttp refuses an answer that gives both ways."""
-    for name, _ in headers:
-        lower = name.lower()
-        if lower == b"content-length" or lower == b"transfer-encoding":
-            return True
-    return False
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
