@@ -94,16 +94,17 @@ class RunningLoraway:
         return self.run(sys.executable, "-m", "loraway.cli.main", *arguments)
 
     def run(self, *command: str, timeout_seconds: float = 300) -> str:
-        """What a command prints that talks to this gateway."""
+        """What a command that talks to this gateway prints, errors too."""
         done = subprocess.run(
             command,
             env={**os.environ, "LORAWAY_URL": self.url, "LORAWAY_API_KEY": self.api_key, "COLUMNS": "160"},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=timeout_seconds,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout
         return done.stdout
 
     def processes(self) -> list[psutil.Process]:

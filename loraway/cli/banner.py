@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+
 from rich.console import Console
 
 from loraway.cli.client import Connection
@@ -12,6 +16,7 @@ def print_banner(console: Console, settings: Settings, connection: Connection, s
     """URL, key, and three commands to try next."""
     model = settings.engine.base_model
     engines = ", ".join(settings.engine.urls)
+    program = _program()
     console.print(
         f"""
 [bold green]loraway is ready[/bold green] after {seconds:.0f} s
@@ -23,8 +28,8 @@ def print_banner(console: Console, settings: Settings, connection: Connection, s
 
 Try next, in another terminal:
 
-  loraway chat "What is the capital of France?"
-  loraway traffic tail
+  {program} chat "What is the capital of France?"
+  {program} traffic tail
   curl {connection.url}/v1/chat/completions -H "Authorization: Bearer {connection.api_key}" \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hi"}}]}}'
 
@@ -33,3 +38,11 @@ Ctrl-C stops everything.
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _program() -> str:
+    """How this user calls `loraway`: by name where the shell finds it, else by its path."""
+    if shutil.which("loraway") is not None:
+        return "loraway"
+    path = Path(sys.prefix) / "bin" / "loraway"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

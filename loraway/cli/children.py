@@ -34,11 +34,9 @@ class EngineChild:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the present run has generated a token; raises what kept it from it."""
-        if self._is_ready is None or not self._is_ready.done():
-            return False
-        self._is_ready.result()
-        return True
+        """Whether the present run has generated a token."""
+        ready = self._is_ready
+        return ready is not None and ready.done() and not ready.cancelled() and ready.exception() is None
 
     async def start(self) -> Process:
         process = EngineProcess(self._spec)
