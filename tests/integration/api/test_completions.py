@@ -151,10 +151,11 @@ def test_a_chat_through_the_gateway_is_found_again(deployed: Deployed, is_stream
         chunks = list(answer.parse())
         text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     else:
-        text = answer.parse().choices[0].message.content
+        chunks = [answer.parse()]
+        text = chunks[0].choices[0].message.content
 
     (stored,) = client.chat.completions.list(metadata={"topic": "codename"})
-    assert stored.id == answer.headers["x-loraway-completion-id"]
+    assert {chunk.id for chunk in chunks} == {stored.id} == {answer.headers["x-loraway-completion-id"]}
     assert stored.model == "codename@1"
     assert stored.choices[0].message.content == text
     (message,) = client.chat.completions.messages.list(stored.id)
