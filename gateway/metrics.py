@@ -55,6 +55,7 @@ class Metrics:
         self._models: dict[tuple[str | None, str], ModelFigures] = {}
         self._folder = run_dir / "metrics" if run_dir is not None else None
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     def on_start(self) -> None:
         """A data-plane request has arrived."""
@@ -112,24 +113,25 @@ class Metrics:
         """Stop writing it and take it away."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            self._stopping.set()
+            await task  # and with it a write under way, which would put the file back
             self._path(self.worker).unlink(missing_ok=True)
 
     async def _write_snapshots(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
-                self._write_snapshot()
+                # Not on the loop: a rename waits for the disk while the traffic log commits.
+                await asyncio.to_thread(self._write_snapshot, self.figures())
             except OSError as error:
                 _LOG.warning("metrics: this worker's figures could not be written: %s", error)
-            await asyncio.sleep(SNAPSHOT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SNAPSHOT_SECONDS):
+                    await self._stopping.wait()
 
-    def _write_snapshot(self) -> None:
-        # A few kilobytes into the page cache: cheaper than handing it to a thread.
+    def _write_snapshot(self, figures: WorkerFigures) -> None:
         path = self._path(self.worker)
         fresh = path.with_suffix(".new")
-        fresh.write_bytes(orjson.dumps(self.figures(), option=orjson.OPT_NON_STR_KEYS))
+        fresh.write_bytes(orjson.dumps(figures, option=orjson.OPT_NON_STR_KEYS))
         fresh.replace(path)
 
     def _others(self) -> list[WorkerFigures]:
