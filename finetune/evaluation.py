@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ class Answer:
     def difference(self) -> float:
         """Between adapter and base: the largest of any token."""
         return max(abs(a - b) for a, b in zip(self.tuned.logprobs, self.base_logprobs, strict=True))
+
+    def cut(self, length: int) -> Answer:
+        """Its first so many tokens."""
+        scored = ScoredAnswer(self.tuned.logprobs[:length], self.tuned.leads[:length])
+        return Answer(self.messages, self.tokens[:length], scored, self.base_logprobs[:length])
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +175,17 @@ def _references(
         generated = _generate(model, base, [groups[i][0] for i in unknown])
         for i, answer in zip(unknown, generated, strict=True):
             answers[i] = [answer]
-    references = []
+    chosen = []
     for group_answers in answers:
         shortened = [_shorten(answer, base, _SAFE_MARGIN[dtype]) for answer in group_answers]
         usable = [answer for answer in shortened if answer.tokens]
         if usable:
-            references.append(_as_reference(max(usable, key=lambda answer: answer.difference), base))
-    return references
+            chosen.append(max(usable, key=lambda answer: answer.difference))
+    if not chosen and any(answers):
+        # Nothing is certain; the surest first token is better than no proof.
+        surest = max(chain.from_iterable(answers), key=lambda answer: answer.tuned.leads[0])
+        chosen = [surest.cut(1)]
+    return [_as_reference(answer, base) for answer in chosen]
 
 
 def _candidates(
@@ -233,8 +243,7 @@ def _shorten(answer: Answer, base: LoadedBase, margin: float) -> Answer:
     length = min(certain, REFERENCE_TOKENS)
     while length and base.tokenizer.decode(answer.tokens[:length]).endswith("�"):
         length -= 1
-    scored = ScoredAnswer(answer.tuned.logprobs[:length], answer.tuned.leads[:length])
-    return Answer(answer.messages, answer.tokens[:length], scored, answer.base_logprobs[:length])
+    return answer.cut(length)
 
 
 def _as_reference(answer: Answer, base: LoadedBase) -> ReferenceGeneration:

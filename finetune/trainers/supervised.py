@@ -33,6 +33,9 @@ from finetune.trainers.protocol import (
 )
 from finetune.trainers.spec import TrainingSpec
 
+#: Divergence from the base on general questions, a token, at which they are still answered as before.
+_SETTLED_DRIFT = 0.15
+
 
 class StopRequest(Protocol):
     """Says whether training should end after the step it is in."""
@@ -134,7 +137,7 @@ class _Run:
             held_out_examples=held_out,
             base=evaluation.base,
             tuned=evaluation.tuned,
-            target_modules=sorted(self.model.peft_config["default"].target_modules),
+            target_modules=sorted({name.rpartition(".")[2] for name in self.model.targeted_module_names}),
             references=evaluation.references,
             libraries={name: version(name) for name in ("torch", "transformers", "trl", "peft")},
             seconds=seconds,
@@ -168,10 +171,14 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # transformers is not t
 
     @property
     def is_finished(self) -> bool:
-        """The plan is done, or every batch of the last epoch's worth of steps was below the threshold."""
+        """The plan is done, or there is nothing more to learn.
+
+        That is: every batch of the last epoch's worth of steps was below the threshold, and the adapter
+        is near the base where it should be.
+        """
         last = self.losses[-self._steps_an_epoch :]
         has_learnt = len(last) == self._steps_an_epoch and max(last) < self._stop_at_loss
-        return has_learnt or self.step >= self.total_steps
+        return (has_learnt and self._trainer.last_drift < _SETTLED_DRIFT) or self.step >= self.total_steps
 
     def report_start(self, from_step: int) -> None:
         self._events.write(Started(pid=os.getpid(), from_step=from_step, total_steps=self.total_steps))
@@ -237,6 +244,7 @@ def _plan_steps(spec: TrainingSpec, base: LoadedBase, train: Sequence[TokenizedC
     )
     anchors = anchor_chats(base) if chosen.retention else []
     asked = plan_anchors(len(batches), ceil(chosen.batch_size / 2) if anchors else 0, anchors, spec.seed)
+    asked[0] = []  # a new adapter is the base model: nothing to hold it by yet
     return [
         Step([train[i] for i in batch], {i: anchors[i] for i in anchor_ids})
         for batch, anchor_ids in zip(batches, asked, strict=True)
