@@ -34,6 +34,10 @@ class SharedConnection(Protocol):
         """Read on."""
         ...
 
+    def linger(self) -> None:
+        """Close, but let the client read its answer first."""
+        ...
+
 
 class ControlPlane:
     """uvicorn's protocol for one connection, and whose turn it is there."""
@@ -58,7 +62,7 @@ class ControlTurn:
         self._client = client
         self._waiting: list[bytes] | None = [head]
         self._is_chunked = is_chunked
-        self._is_received = False
+        self.is_received = False
         self._is_answered = False
         self._fed = 0
         self._fed_seen = -1
@@ -73,7 +77,7 @@ class ControlTurn:
 
     def feed_end(self) -> None:
         """The request is complete."""
-        self._is_received = True
+        self.is_received = True
         if self._is_chunked:
             self._feed(b"0\r\n\r\n")
         if self._is_answered:
@@ -104,7 +108,7 @@ class ControlTurn:
 
     def stalled_seconds(self, now: float) -> float:
         """For how long nothing has come of a request that is not complete."""
-        if self._is_received or self._fed != self._fed_seen:
+        if self.is_received or self._fed != self._fed_seen:
             self._fed_seen, self._quiet_since = self._fed, now
         return now - self._quiet_since
 
@@ -113,7 +117,7 @@ class ControlTurn:
     def on_answered(self) -> None:
         """uvicorn has written the whole answer; what is left of the request is still read, and dropped."""
         self._is_answered = True
-        if self._is_received:
+        if self.is_received:
             self._end()
 
     def _feed(self, data: bytes) -> None:
@@ -158,8 +162,11 @@ class _TurnTransport(asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def close(self) -> None:
-        if self._plane.turn is not None:
+        turn = self._plane.turn
+        if turn is not None and turn.is_received:
             self._client.transport.close()
+        elif turn is not None:  # answered while the client still sends, as an upload that is too large
+            self._client.linger()
 
     def abort(self) -> None:
         if self._plane.turn is not None:

@@ -114,6 +114,11 @@ class Exchange:
         """Whether any byte of the answer has gone to the client."""
         return self._relay is not None and self._relay.has_started
 
+    @property
+    def can_be_probed(self) -> bool:
+        """Whether the client takes bytes now that it will ignore; HTTP/1.0 has no interim answers."""
+        return self.has_answered or self._request.is_http11
+
     def check(self, now: float) -> None:
         """Called now and then: ends the request when one of its deadlines has passed."""
         relay = self._relay

@@ -355,3 +355,15 @@ async def test_upload_passes_to_the_control_plane_in_pieces(gateway: Gateway) ->
 
     assert answer.status_code == 200, answer.text
     assert answer.json()["bytes"] == len(lines)
+
+
+async def test_upload_that_is_refused_early_still_gets_its_answer(gateway: Gateway) -> None:
+    head = f"POST /v1/feedback HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {gateway.key}\r\n"
+    reader, writer = await gateway.connect()
+    writer.write(f"{head}Content-Length: 50000000\r\n\r\n".encode())
+    writer.write(b"x" * 300_000)
+    status, _, body = await read_answer(reader)
+    writer.write(b"x" * 300_000)
+
+    assert (status, code_of(body)) == (413, "request_too_large")
+    writer.close()
