@@ -115,6 +115,24 @@ class FirstToken:
             return
 
 
+class TrainingLog:
+    """The training process's events; read while the job runs, because its folder goes when it ends."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._text = ""
+
+    def read(self) -> None:
+        """Take what has been written so far."""
+        if self._file.exists():
+            self._text = self._file.read_text()
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        """Every event of this type, in order."""
+        events = [json.loads(line) for line in self._text.splitlines() if line]
+        return [event for event in events if event["type"] == kind]
+
+
 def measure(running: RunningLoraway, data_dir: Path) -> tuple[Moments, dict[str, Any]]:
     """One job from submission to the first token of its alias; when what happened, and what came out."""
     rows = [
@@ -126,19 +144,24 @@ def measure(running: RunningLoraway, data_dir: Path) -> tuple[Moments, dict[str,
     with FirstToken(running) as first_token:
         submitted = time.time()
         job = running.client.fine_tuning.jobs.create(model=BASE, training_file=file.id, suffix=ALIAS)
-        ended = eventually(lambda: _ended(running, job.id), within_seconds=600, what="the job ends")
+        log = TrainingLog(data_dir / "jobs" / job.id / "events.jsonl")
+
+        def ended_now() -> Any:
+            log.read()
+            return _ended(running, job.id)
+
+        ended = eventually(ended_now, within_seconds=600, what="the job ends")
         succeeded = time.time()
         if ended.status != "succeeded":
             raise SystemExit(f"The job {ended.status}: {ended.error}")
         eventually(lambda: first_token.at, within_seconds=30, what="the alias answers")
-    events = _training_events(data_dir, job.id)
-    steps = [event for event in events if event["type"] == "progress"]
+    steps = log.all("progress")
     moments = Moments(
         submitted=submitted,
-        started=_first(events, "started"),
+        started=log.all("started")[0]["at"],
         first_step_done=steps[0]["at"],
-        training_ended=_first(events, "evaluating"),
-        evaluated=_first(events, "done"),
+        training_ended=log.all("evaluating")[0]["at"],
+        evaluated=log.all("done")[0]["at"],
         succeeded=succeeded,
         first_token=first_token.at,
     )
@@ -148,15 +171,6 @@ def measure(running: RunningLoraway, data_dir: Path) -> tuple[Moments, dict[str,
 def _ended(running: RunningLoraway, job_id: str) -> Any:
     job = running.client.fine_tuning.jobs.retrieve(job_id)
     return job if job.status in {"succeeded", "failed", "cancelled"} else None
-
-
-def _training_events(data_dir: Path, job_id: str) -> list[dict[str, Any]]:
-    lines = (data_dir / "jobs" / job_id / "events.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines if line]
-
-
-def _first(events: list[dict[str, Any]], kind: str) -> float:
-    return float(next(event["at"] for event in events if event["type"] == kind))
 
 
 def report(moments: Moments, outcome: dict[str, Any], engine: str) -> dict[str, Any]:
