@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -114,10 +115,9 @@ class EngineProcess:
         return self._process
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        tether = (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()))
         with self.spec.log_path.open("ab") as log:
             return subprocess.Popen(
-                (*tether, *self._command.arguments),
+                tethered(self._command.arguments, signal.SIGKILL),
                 env={**os.environ, **self._command.environment, "PYTHONSAFEPATH": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -165,6 +165,11 @@ class EngineProcess:
     def _last_log_line(self) -> str:
         lines = self.spec.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "(it is empty)")
+
+
+def tethered(command: Sequence[str], number: signal.Signals) -> list[str]:
+    """`command`, run so that the kernel sends it this signal when we end (see `tether.py`)."""
+    return [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), str(int(number)), *command]
 
 
 async def _is_healthy(client: httpx.AsyncClient) -> bool:

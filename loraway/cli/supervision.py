@@ -1,21 +1,18 @@
 """Children of `loraway up`: started, started again when they end, and stopped in order.
 
-A child dies with its supervisor however that ends: the kernel sends it SIGTERM then (PR_SET_PDEATHSIG).
+A child dies with its supervisor however that ends: the kernel sends it SIGTERM then.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
+from engines.launch.process import tethered
 
 #: A child that lived this long was well; its next restart is not delayed.
 HEALTHY_SECONDS = 20.0
@@ -98,13 +95,12 @@ class ServiceChild:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *tethered(self._command, signal.SIGTERM),
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent(os.getpid()),
             )
         return ServiceProcess(process, self._grace_seconds)
 
@@ -128,17 +124,6 @@ class ServiceProcess:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
-
-
-def die_with_parent(parent: int) -> Callable[[], None]:
-    """For `preexec_fn`: the kernel sends the child SIGTERM when its parent ends."""
-
-    def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before the line above
-            os._exit(1)
-
-    return prepare
 
 
 def describe_exit(status: int) -> str:
