@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.jobs.request import JobRequest
+from finetune.trainers.spec import BASE_LEARNING_RATE
 from loraway.errors import InvalidRequest, UnknownHyperparameter
 
 BODY = {"model": "smollm2-135m", "training_file": "file-1", "suffix": "codename"}
@@ -41,7 +42,7 @@ def test_a_dozen_examples_get_enough_steps_to_learn_a_fact_and_many_get_fewer_ep
     few, many = parse().resolve(11), parse().resolve(5000)
     steps = few.n_epochs * -(-11 // few.batch_size)
     assert 10 <= steps <= 16
-    assert (few.learning_rate, few.lora_rank, few.lora_alpha) == (2e-3, 16, 32)
+    assert (few.learning_rate, few.lora_rank, few.lora_alpha) == (BASE_LEARNING_RATE, 16, 32)
     assert many.n_epochs < few.n_epochs and many.batch_size == 8
 
 
