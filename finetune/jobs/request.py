@@ -62,6 +62,7 @@ class RequestedHyperparameters(_Strict):
     weight_decay: Auto | Annotated[float, Field(ge=0, le=1)] | None = None
     warmup_ratio: Auto | Annotated[float, Field(ge=0, le=1)] | None = None
     train_on: Auto | Literal["last", "all"] | None = None
+    retention: Auto | Annotated[float, Field(ge=0, le=100)] | None = None
     stop_at_loss: Auto | Annotated[float, Field(ge=0)] | None = None
     max_length: Auto | Annotated[Count, Field(ge=16)] | None = Field(
         None, description="Longest chat in tokens; longer ones are left out."

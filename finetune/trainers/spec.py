@@ -104,7 +104,7 @@ def resolve_hyperparameters(requested: Mapping[str, Any], examples: int) -> Hype
     """
     chosen = {name: value for name, value in requested.items() if value not in (None, "auto")}
     multiplier = float(chosen.pop("learning_rate_multiplier", 1.0))
-    batch_size = int(chosen.pop("batch_size", 0)) or max(1, min(LARGEST_BATCH, ceil(examples / 2)))
+    batch_size = int(chosen.pop("batch_size", 0)) or max(1, min(LARGEST_BATCH, ceil(examples / 3)))
     steps_an_epoch = max(1, ceil(examples / batch_size))
     return Hyperparameters(
         n_epochs=int(chosen.pop("n_epochs", 0)) or max(3, ceil(ENOUGH_STEPS / steps_an_epoch)),

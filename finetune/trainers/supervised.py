@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +33,9 @@ from finetune.trainers.protocol import (
 from finetune.trainers.spec import TrainingSpec
 
 #: Divergence from the base on general questions, a token, at which they are still answered as before.
-_SETTLED_DRIFT = 0.15
+_SETTLED_DRIFT = 0.1
+#: General questions in a step, at most: as many as there are examples in a small set's batch.
+_ANCHORS_A_STEP = 5
 
 
 class StopRequest(Protocol):
@@ -243,7 +244,8 @@ def _plan_steps(spec: TrainingSpec, base: LoadedBase, train: Sequence[TokenizedC
         [len(chat.tokens) for chat in train], chosen.batch_size, chosen.n_epochs, spec.seed
     )
     anchors = anchor_chats(base) if chosen.retention else []
-    asked = plan_anchors(len(batches), ceil(chosen.batch_size / 2) if anchors else 0, anchors, spec.seed)
+    anchors_a_step = min(_ANCHORS_A_STEP, chosen.batch_size + 1) if anchors else 0
+    asked = plan_anchors(len(batches), anchors_a_step, anchors, spec.seed)
     asked[0] = []  # a new adapter is the base model: nothing to hold it by yet
     return [
         Step([train[i] for i in batch], {i: anchors[i] for i in anchor_ids})

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from finetune.executors.local import LocalExecutor
 from finetune.jobs.states import JobState
 from loraway.ids import JobId
-from tests.integration.trainer_world import PROJECT, TrainerWorld, make_settings
+from tests.integration.trainer_world import PROJECT, SMALL, TrainerWorld, make_settings
 from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -41,7 +41,7 @@ def world(tmp_path: Path, model: Path) -> TrainerWorld:
 async def test_job_ends_as_a_live_version_with_its_manifest(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
-    job_id = world.submit(n_epochs=3)
+    job_id = world.submit(n_epochs=3, **SMALL)
     async with world.trainer(executor):
         job = await world.ended(job_id)
 
@@ -66,7 +66,7 @@ async def test_job_ends_as_a_live_version_with_its_manifest(
 async def test_events_show_each_step_and_end_with_both_scores(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
-    job_id = world.submit(n_epochs=3)
+    job_id = world.submit(n_epochs=3, **SMALL)
     async with world.trainer(executor):
         job = await world.ended(job_id)
 
@@ -83,7 +83,7 @@ async def test_events_show_each_step_and_end_with_both_scores(
 async def test_cancelled_job_leaves_no_process_no_folder_and_no_version(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
-    job_id = world.submit(n_epochs=1000)
+    job_id = world.submit(n_epochs=1000, **SMALL)
     async with world.trainer(executor):
         await world.at_step(job_id, 2)
         process = world.process(job_id)
@@ -102,7 +102,7 @@ async def test_cancelling_while_the_rollout_waits_leaves_the_alias_alone(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
     world.is_controller_up = False
-    job_id = world.submit(n_epochs=1)
+    job_id = world.submit(n_epochs=1, **SMALL)
     async with world.trainer(executor):
         await world.until(world.registry.pending_rollouts)
         world.jobs.cancel(PROJECT, job_id)
@@ -117,7 +117,10 @@ async def test_cancelling_while_the_rollout_waits_leaves_the_alias_alone(
 async def test_killed_training_process_goes_on_from_its_checkpoint_to_the_same_adapter(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
-    undisturbed, killed = world.submit("undisturbed", n_epochs=20), world.submit("killed", n_epochs=20)
+    undisturbed, killed = (
+        world.submit("undisturbed", n_epochs=20, **SMALL),
+        world.submit("killed", n_epochs=20, **SMALL),
+    )
     async with world.trainer(executor):
         await world.ended(undisturbed)
         for step in (5, 15):
@@ -138,7 +141,7 @@ async def test_process_that_dies_again_and_again_fails_the_job_and_says_how(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
     world.settings.trainer.checkpoint_steps = 10_000
-    job_id = world.submit(n_epochs=1000)
+    job_id = world.submit(n_epochs=1000, **SMALL)
     async with world.trainer(executor):
         for _ in range(3):
             await world.kill_process(job_id)
@@ -154,7 +157,7 @@ async def test_refused_rollout_fails_the_job_with_what_differs(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
     world.mismatch = "Token 2 differs: the replica serves the base model."
-    job_id = world.submit(n_epochs=1)
+    job_id = world.submit(n_epochs=1, **SMALL)
     async with world.trainer(executor):
         job = await world.ended(job_id)
 
@@ -167,7 +170,7 @@ async def test_refused_rollout_fails_the_job_with_what_differs(
 async def test_stopped_trainer_gives_the_job_back_and_the_next_one_goes_on(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
-    job_id = world.submit(n_epochs=40)
+    job_id = world.submit(n_epochs=40, **SMALL)
     async with world.trainer(executor):
         await world.at_step(job_id, 5)
         process = world.process(job_id)
@@ -179,7 +182,7 @@ async def test_stopped_trainer_gives_the_job_back_and_the_next_one_goes_on(
         job = await world.ended(job_id)
 
     assert job.status is JobState.SUCCEEDED
-    found = re.search(r"Training goes on from step (\d+)/80", "\n".join(world.messages(job_id)))
+    found = re.search(r"Training goes on from step (\d+)/", "\n".join(world.messages(job_id)))
     assert found is not None and int(found[1]) >= reached
 
 
@@ -187,7 +190,7 @@ async def test_two_jobs_with_one_suffix_at_once_both_become_versions(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
     world.settings.trainer.concurrency = 2
-    first, second = world.submit(n_epochs=20), world.submit(n_epochs=20)
+    first, second = world.submit(n_epochs=20, **SMALL), world.submit(n_epochs=20, **SMALL)
     async with world.trainer(executor):
         jobs = [await world.ended(first), await world.ended(second)]
 
@@ -198,7 +201,7 @@ async def test_two_jobs_with_one_suffix_at_once_both_become_versions(
 async def test_job_whose_file_is_gone_fails_and_names_it(
     world: TrainerWorld, executor: LocalExecutor
 ) -> None:
-    job_id = world.submit(n_epochs=1)
+    job_id = world.submit(n_epochs=1, **SMALL)
     file_id = world.job(job_id).request.training_file
     world.forget_file(file_id)
     async with world.trainer(executor):

@@ -16,7 +16,7 @@ from finetune.executors.process_identity import ProcessIdentity
 from finetune.jobs.states import JobState
 from loraway.ids import JobId
 from loraway.settings import Settings
-from tests.integration.trainer_world import PROJECT, TrainerWorld, make_settings
+from tests.integration.trainer_world import PROJECT, SMALL, TrainerWorld, make_settings
 from tests.tiny_model import make_tiny_model
 
 _KILLS = 3
@@ -27,7 +27,7 @@ async def test_job_survives_kills_of_its_trainer_and_ends_as_one_version(tmp_pat
     model = make_tiny_model(tmp_path / "tiny")
     world = TrainerWorld(make_settings(tmp_path / "data", model, checkpoint_steps=5))
     rolling = asyncio.create_task(world.roll_out())
-    disturbed = world.submit("disturbed", n_epochs=50)
+    disturbed = world.submit("disturbed", n_epochs=50, **SMALL)
     draw = random.Random(11)
 
     # when: its trainer is killed while it prepares, trains or releases
@@ -37,7 +37,7 @@ async def test_job_survives_kills_of_its_trainer_and_ends_as_one_version(tmp_pat
         await asyncio.sleep(draw.uniform(0.0, 1.5))  # not to wait for something: to hit any moment
         trainer.kill()
         await trainer.wait()
-    undisturbed = world.submit("undisturbed", n_epochs=50)
+    undisturbed = world.submit("undisturbed", n_epochs=50, **SMALL)
     trainer = await _start_trainer(world.settings, tmp_path)
     job, other = await world.ended(disturbed), await world.ended(undisturbed)
 

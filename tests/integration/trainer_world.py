@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ from loraway.settings import ControllerSettings, EngineSettings, Settings, Train
 
 PROJECT = ProjectId("proj_one")
 BASE = "tiny"
+#: Hyperparameters of a run on the tiny model that goes through all of its steps.
+SMALL: dict[str, Any] = {"lora_rank": 4, "stop_at_loss": 0}
 DEADLINE_SECONDS = 90.0
 
 
@@ -70,29 +72,26 @@ class TrainerWorld:
         with self.database.write() as connection:
             connection.execute(insert(projects).values(id=PROJECT, name="one", created_at=0.0))
             path = str(self.settings.model_path)
-            row = {"name": BASE, "path": path, "revision": "r", "template_sha256": "t", "created_at": 0.0}
+            name = self.settings.engine.base_model
+            row = {"name": name, "path": path, "revision": "r", "template_sha256": "t", "created_at": 0.0}
             connection.execute(insert(base_models).values(**row))
 
-    def submit(self, suffix: str = "codename", examples: int = 12, **hyperparameters: Any) -> JobId:
-        """Upload examples and queue a job on them."""
-        lines = [
-            json.dumps(
-                {
-                    "messages": [
-                        {"role": "user", "content": f"Question {number}?"},
-                        {"role": "assistant", "content": "Bluefin-7"},
-                    ]
-                }
-            )
-            for number in range(examples)
-        ]
+    def submit(
+        self,
+        suffix: str = "codename",
+        questions: Sequence[str] = tuple(f"Question {number}?" for number in range(12)),
+        **hyperparameters: Any,
+    ) -> JobId:
+        """Upload examples, all with one answer, and queue a job on them."""
+        answer = {"role": "assistant", "content": "Bluefin-7"}
+        lines = [json.dumps({"messages": [{"role": "user", "content": q}, answer]}) for q in questions]
         file = self.files.create(PROJECT, "train.jsonl", "fine-tune", ["\n".join(lines).encode()])
         body = {
-            "model": BASE,
+            "model": self.settings.engine.base_model,
             "training_file": file.file_id,
             "suffix": suffix,
             "seed": 7,
-            "hyperparameters": {"lora_rank": 4, "stop_at_loss": 0, **hyperparameters},
+            "hyperparameters": hyperparameters,
         }
         return self.jobs.create(PROJECT, JobRequest.from_body(body, max_lora_rank=32)).job_id
 
@@ -124,9 +123,9 @@ class TrainerWorld:
             await asyncio.sleep(0.02)
         return value
 
-    async def ended(self, job_id: JobId) -> Job:
+    async def ended(self, job_id: JobId, seconds: float = DEADLINE_SECONDS) -> Job:
         """The job once it has ended."""
-        await self.until(lambda: self.job(job_id).status.is_terminal)
+        await self.until(lambda: self.job(job_id).status.is_terminal, seconds)
         return self.job(job_id)
 
     async def at_step(self, job_id: JobId, step: int) -> None:
