@@ -199,6 +199,10 @@ class ClientConnection(asyncio.Protocol):
         """Send bytes of the present turn's answer."""
         self.transport.write(data)
 
+    def create_future(self) -> asyncio.Future[None]:
+        """A future of this connection's loop."""
+        return self._loop.create_future()
+
     def create_task(self, story: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a turn's story; the server waits for it when it stops."""
         task = self._loop.create_task(story)

@@ -45,6 +45,10 @@ class ClientSide(Protocol):
         """Whether the client has not taken what it was sent."""
         ...
 
+    def create_future(self) -> asyncio.Future[None]:
+        """A future of the connection's loop: asking which loop runs is a system call."""
+        ...
+
 
 class Relay:
     """One answer of one replica; `finished` resolves at its end, or fails with `AttemptFailed`."""
@@ -83,7 +87,7 @@ class Relay:
         self._is_held = record.completion_id is not None
         if record.completion_id is not None:
             self._stored_header = b"x-loraway-completion-id: %b\r\n" % record.completion_id.encode()
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.finished: asyncio.Future[None] = client.create_future()
 
     def start(self, upstream: UpstreamConnection, request: bytes) -> None:
         """Send the request; what comes back is passed on."""
