@@ -28,7 +28,7 @@ from finetune.trainers import process
 from finetune.trainers.base_model import LoadedBase, load_base
 from finetune.trainers.spec import Dtype, TrainingSpec
 
-#: Imported by the libraries only when a job gets to them; found by comparing `sys.modules` (a test does).
+#: Imported by the libraries only when a job gets to them; here they come before the fork.
 _LATE_IMPORTS = (
     "accelerate.data_loader",
     "peft.tuners.lora.model",
