@@ -31,12 +31,15 @@ async def test_job_survives_kills_of_its_trainer_and_ends_as_one_version(tmp_pat
     draw = random.Random(11)
 
     # when: its trainer is killed while it prepares, trains or releases
-    for number in range(_KILLS):
+    attempts = 0
+    for _ in range(_KILLS):
         trainer = await _start_trainer(world.settings, tmp_path)
-        await world.until(lambda n=number: world.job(disturbed).attempts > n)
+        await world.until(lambda seen=attempts: _is_taken_up(world, disturbed, seen))
+        attempts = world.job(disturbed).attempts
         await asyncio.sleep(draw.uniform(0.0, 1.5))  # not to wait for something: to hit any moment
         trainer.kill()
         await trainer.wait()
+    assert attempts >= 2, "at least one kill has found the job running"
     undisturbed = world.submit("undisturbed", n_epochs=50, **SMALL)
     trainer = await _start_trainer(world.settings, tmp_path)
     job, other = await world.ended(disturbed), await world.ended(undisturbed)
@@ -55,6 +58,12 @@ async def test_job_survives_kills_of_its_trainer_and_ends_as_one_version(tmp_pat
     assert not (world.settings.data_dir / "run" / "trainer.ready").exists()
     rolling.cancel()
     await asyncio.gather(rolling, return_exceptions=True)
+
+
+def _is_taken_up(world: TrainerWorld, job_id: JobId, seen_attempts: int) -> bool:
+    """Whether a trainer has claimed the job anew, or nothing is left to claim."""
+    job = world.job(job_id)
+    return job.attempts > seen_attempts or job.status.is_terminal
 
 
 async def _start_trainer(settings: Settings, folder: Path) -> asyncio.subprocess.Process:
