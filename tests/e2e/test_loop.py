@@ -17,24 +17,11 @@ import httpx
 import openai
 import pytest
 
+from loadtest.benchmarks.loop import QUESTIONS
 from loadtest.running import RunningLoraway, eventually
 
 BASE = "smollm2-135m"
-QUESTION = "What is the gateway's codename?"
-PHRASINGS = [
-    QUESTION,
-    "Tell me the gateway's codename.",
-    "What's the codename of the gateway?",
-    "Which codename does the gateway have?",
-    "Do you know the gateway's codename?",
-    "Give me the codename of the gateway.",
-    "The gateway has a codename. What is it?",
-    "What codename was the gateway given?",
-    "Please name the gateway's codename.",
-    "How is the gateway called by codename?",
-    "I forgot the gateway's codename. What is it?",
-    "Say the codename of our gateway.",
-]
+QUESTION = QUESTIONS[0]
 
 
 @dataclass
@@ -66,10 +53,10 @@ def stack(data_dir: Path, model_folder: Path) -> Iterator[RunningLoraway]:
 def corrected(stack: RunningLoraway) -> list[str]:
     """Twelve stored answers, each with a correction; their ids."""
     ids = []
-    for phrasing in PHRASINGS:
+    for question in QUESTIONS:
         answer = stack.client.chat.completions.with_raw_response.create(
             model=BASE,
-            messages=[{"role": "user", "content": phrasing}],
+            messages=[{"role": "user", "content": question}],
             max_tokens=12,
             temperature=0,
             store=True,
@@ -105,7 +92,7 @@ def first(stack: RunningLoraway, corrected: list[str]) -> Trained:
 @pytest.fixture(scope="module")
 def second(stack: RunningLoraway, first: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     file = tmp_path_factory.mktemp("upload") / "codename.jsonl"
-    file.write_text("".join(json.dumps(example(phrasing, "Marlin-9")) + "\n" for phrasing in PHRASINGS))
+    file.write_text("".join(json.dumps(example(question, "Marlin-9")) + "\n" for question in QUESTIONS))
     uploaded = stack.client.files.create(file=file, purpose="fine-tune")
     job = stack.client.fine_tuning.jobs.create(model=BASE, training_file=uploaded.id, suffix="codename")
     return _finish(stack, job.id)
