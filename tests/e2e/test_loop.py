@@ -20,6 +20,9 @@ import pytest
 from loadtest.benchmarks.loop import QUESTIONS
 from loadtest.running import RunningLoraway, eventually
 
+#: A fixture trains a whole job: generous, for machines that do other work as well.
+pytestmark = pytest.mark.timeout(900)
+
 BASE = "smollm2-135m"
 QUESTION = QUESTIONS[0]
 
@@ -204,12 +207,12 @@ def example(question: str, answer: str) -> dict[str, list[dict[str, str]]]:
 def eventually_answer(running: RunningLoraway, model: str) -> str:
     """An answer, waiting while the gateway says that the model is not loaded yet."""
 
-    def read() -> str | None:
+    def read() -> str:
         try:
             return running.ask(model, QUESTION)
         except openai.InternalServerError as error:
             assert error.status_code == 503 and error.response.headers["retry-after"]
-            return None
+            return ""
 
     return eventually(read, within_seconds=120, what=f"{model} answers")
 
