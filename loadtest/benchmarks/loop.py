@@ -53,7 +53,6 @@ class Moments:
     first_step_done: float
     training_ended: float
     evaluated: float
-    succeeded: float
     first_token: float
 
     @property
@@ -151,7 +150,6 @@ def measure(running: RunningLoraway, data_dir: Path) -> tuple[Moments, dict[str,
             return _ended(running, job.id)
 
         ended = eventually(ended_now, within_seconds=600, what="the job ends")
-        succeeded = time.time()
         if ended.status != "succeeded":
             raise SystemExit(f"The job {ended.status}: {ended.error}")
         eventually(lambda: first_token.at, within_seconds=30, what="the alias answers")
@@ -162,7 +160,6 @@ def measure(running: RunningLoraway, data_dir: Path) -> tuple[Moments, dict[str,
         first_step_done=steps[0]["at"],
         training_ended=log.all("evaluating")[0]["at"],
         evaluated=log.all("done")[0]["at"],
-        succeeded=succeeded,
         first_token=first_token.at,
     )
     return moments, {"steps": len(steps), "answer": first_token.answer, "final_loss": steps[-1]["loss"]}

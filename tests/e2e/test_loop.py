@@ -34,7 +34,6 @@ class Watcher:
     texts: list[str] = field(default_factory=list)
     models: set[str] = field(default_factory=set)
     failures: list[BaseException] = field(default_factory=list)
-    answers: int = 0
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +151,7 @@ def test_alias_answers_the_new_fact_through_the_same_engine(stack: RunningLorawa
 def test_streams_went_on_undisturbed_during_the_swap(first: Trained, second: Trained) -> None:
     for trained in (first, second):
         assert trained.watcher.failures == []
-        assert trained.watcher.answers > 0
+        assert trained.watcher.models == {BASE}
         assert len(set(trained.watcher.texts)) == 1, "the base's greedy answer is the same before and after"
 
 
@@ -270,7 +269,6 @@ def _keep_streaming(stack: RunningLoraway, watcher: Watcher, stop: threading.Eve
                 watcher.models.add(chunk.model)
                 pieces += [choice.delta.content or "" for choice in chunk.choices]
             watcher.texts.append("".join(pieces))
-            watcher.answers += 1
         except (openai.OpenAIError, httpx.HTTPError) as failure:
             watcher.failures.append(failure)
         time.sleep(0.5)
